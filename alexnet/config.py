@@ -1,0 +1,189 @@
+"""Every setting of a training run: its type, unit, bound and default.
+
+Pydantic checks types and bounds; what it finds is told in one line a mistake, with the nearest
+right name for an unknown key. `load` merges three layers: defaults, a YAML file, `key=value`
+overrides from the command line.
+"""
+
+import difflib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal, TypeVar, cast
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from alexnet.errors import ConfigError
+
+
+class Settings(BaseModel):
+    """A frozen, keyword-only group of settings that refuses keys that it does not know."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class AugmentConfig(Settings):
+    """Random changes of a training image; the same for the same (seed, epoch, row)."""
+
+    shift: float = Field(0.0, ge=0, lt=1, description="largest shift, as a share of each side")
+    zoom: float = Field(0.0, ge=0, lt=1, description="sides scale by 1-zoom to 1+zoom")
+    horizontal_flip: bool = Field(False, description="mirror left to right, one time in two")
+    vertical_flip: bool = Field(False, description="mirror top to bottom, one time in two")
+
+
+class DataConfig(Settings):
+    """Where the images come from and how they become tensors."""
+
+    path: str = Field("data/digits", description="a prepared set: the folder of its manifest.json")
+    source: str | None = Field(
+        None, description="prepared into `path` if no set is there: a folder, a tar, or 'digits'"
+    )
+    image_size: int = Field(227, ge=67, le=1024, description="side of the square input, pixels")
+    window: int = Field(2048, ge=1, description="rows of a stream shuffled together")
+    threads: int = Field(0, ge=0, description="decoding threads a rank; 0: this rank's cores")
+    augment: AugmentConfig = AugmentConfig()
+
+
+class ModelConfig(Settings):
+    """Which network."""
+
+    name: Literal["seed"] = Field("seed", description="seed: BatchNorm where the paper has LRN")
+    dropout: float = Field(0.5, ge=0, lt=1, description="share dropped after fc6 and fc7")
+    batchnorm_momentum: float = Field(
+        0.99, gt=0, lt=1, description="share of the old moving statistics kept at a step"
+    )
+
+
+class OptimizerConfig(Settings):
+    """SGD with momentum; weight decay on kernels only."""
+
+    momentum: float = Field(0.9, ge=0, lt=1)
+    weight_decay: float = Field(5e-4, ge=0, description="L2 factor; none on biases and BatchNorm")
+
+
+class ScheduleConfig(Settings):
+    """Learning rate by step."""
+
+    learning_rate: float = Field(0.01, gt=0, description="the peak, reached after warm-up")
+    warmup_steps: int = Field(0, ge=0, description="linear rise from 0 over this many steps")
+    decay: Literal["constant", "cosine", "inverse_time"] = "constant"
+    decay_rate: float = Field(5e-4, ge=0, description="inverse_time: rate / (1 + decay_rate * t)")
+
+
+class TrainConfig(Settings):
+    """How long to train and on how much at once."""
+
+    global_batch: int = Field(128, ge=1, description="images a step, over all ranks")
+    micro_batch: int = Field(32, ge=1, description="images of one virtual worker")
+    epochs: int = Field(10, ge=1, description="passes over the training split")
+    max_steps: int | None = Field(None, ge=1, description="stop after this many steps in all")
+    log_every: int = Field(10, ge=1, description="steps from one logged line to the next")
+    evaluate_every: int = Field(1, ge=0, description="epochs; 0: only at the end")
+    deterministic: bool = Field(True, description="only kernels that repeat in every bit")
+
+    @property
+    def virtual_workers(self) -> int:
+        """V: micro-batches in a global batch."""
+        return self.global_batch // self.micro_batch
+
+    @model_validator(mode="after")
+    def _whole_micro_batches(self) -> "TrainConfig":
+        if self.global_batch % self.micro_batch:
+            raise ValueError(
+                f"global_batch {self.global_batch} is not a multiple of micro_batch "
+                f"{self.micro_batch}"
+            )
+        return self
+
+
+class CheckpointConfig(Settings):
+    """When rank 0 writes the state, and how much of it is kept."""
+
+    every: int = Field(200, ge=0, description="steps between checkpoints; 0: only at the end")
+    keep: int = Field(3, ge=1, description="newest checkpoints kept")
+
+
+class RunConfig(Settings):
+    """A training run: all that decides what is learned."""
+
+    run_dir: str = Field("runs/run", description="where everything of this run is written")
+    seed: int = Field(0, ge=0, lt=2**31)
+    data: DataConfig = DataConfig()
+    model: ModelConfig = ModelConfig()
+    train: TrainConfig = TrainConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+
+
+C = TypeVar("C", bound=RunConfig)
+
+
+def load(kind: type[C], path: Path | None, overrides: Iterable[str] = ()) -> C:
+    """Return the settings in `path` (YAML; None: all defaults) changed by `key=value` overrides.
+
+    Raises:
+        ConfigError: no such file, not YAML, an unknown key, or a value out of its bounds.
+    """
+    origin = str(path) if path else "defaults"
+    tree = _read_yaml(path) if path else {}
+    for override in overrides:
+        _set_override(tree, override)
+    try:
+        return kind.model_validate(tree)
+    except ValidationError as error:
+        problems = "; ".join(_explain(kind, dict(problem)) for problem in error.errors())
+        raise ConfigError(f"{origin}: {problems}") from None
+
+
+def dump(config: RunConfig) -> str:
+    """Return the resolved settings as YAML that `load` reads back to an equal value."""
+    return yaml.safe_dump(config.model_dump(), sort_keys=False)
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        tree = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot read the config: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(tree or {}, dict):
+        raise ConfigError(f"{path}: expected `key: value` settings, got {type(tree).__name__}")
+    return tree or {}
+
+
+def _set_override(tree: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals:
+        raise ConfigError(f"override {override!r}: expected key=value, as in train.epochs=5")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise ConfigError(f"override {override!r}: {text!r} is not a YAML value") from None
+    *parents, leaf = key.split(".")
+    for name in parents:
+        below = tree.setdefault(name, {})
+        if not isinstance(below, dict):
+            raise ConfigError(f"override {override!r}: {name} is not a group of settings")
+        tree = below
+    tree[leaf] = value
+
+
+def _explain(kind: type[Settings], problem: Mapping[str, Any]) -> str:
+    where = [str(part) for part in problem["loc"]]
+    if problem["type"] == "extra_forbidden":
+        known = list(_group_at(kind, where[:-1]).model_fields)
+        near = difflib.get_close_matches(where[-1], known, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"known here: {', '.join(known)}"
+        return f"unknown key {'.'.join(where)}; {hint}"
+    message = problem["msg"].removeprefix("Value error, ")
+    if problem["type"] == "value_error":
+        return f"{'.'.join(where)}: {message}"
+    return f"{'.'.join(where)} = {problem['input']!r}: {message[0].lower()}{message[1:]}"
+
+
+def _group_at(kind: type[Settings], path: list[str]) -> type[Settings]:
+    for name in path:
+        kind = cast(type[Settings], kind.model_fields[name].annotation)
+    return kind

@@ -1,0 +1,191 @@
+"""One training step over this rank's micro-batches, as one graph. No I/O.
+
+The global batch is always V micro-batches, whatever the number of ranks. Each is a pure function of
+the state at the step's start: its dropout masks follow from (seed, step, virtual worker), its
+BatchNorm statistics are its own. What all ranks sum is the mean over V of gradients and of moved
+BatchNorm statistics, so N ranks and one rank take the same step up to the order of additions.
+"""
+
+import time
+from typing import NamedTuple
+
+import keras
+import tensorflow as tf
+
+from alexnet.exchange import Exchange
+from alexnet.optimizer import Momentum
+
+Tensors = list[tf.Tensor]
+
+
+class StepResult(NamedTuple):
+    """What a step says of itself; the same on all ranks but for `exchange_seconds`."""
+
+    loss: float  # mean over the global batch
+    accuracy: float  # share of the global batch, as trained on, that was right
+    stop: bool  # some rank was asked to stop
+    exchange_seconds: float  # waited for other ranks, with nothing left to compute
+
+
+class TrainStep:
+    """A replica's state (weights, BatchNorm statistics, momentum) and how one step changes it."""
+
+    def __init__(
+        self,
+        model: keras.Model,
+        optimizer: Momentum,
+        exchange: Exchange,
+        *,
+        seed: int,
+        virtual_workers: int,
+        share: range,
+    ) -> None:
+        """Train `model`, whose outputs are logits, on the virtual workers in `share`."""
+        self.model = model
+        self._optimizer = optimizer
+        self._exchange = exchange
+        self._seed = seed
+        self._virtual_workers = virtual_workers
+        self._share = share
+        self._weights = [v.value for v in model.trainable_variables]
+        self._moving = [v.value for v in model.non_trainable_variables if not is_seed(v)]
+        self._graph = tf.function(self._step, autograph=False)
+
+    @property
+    def variables(self) -> dict[str, tf.Variable]:
+        """All that a checkpoint must hold, by name."""
+        velocities = zip(self.model.trainable_variables, self._optimizer.velocities, strict=True)
+        momentum = {f"momentum/{v.path}": velocity for v, velocity in velocities}
+        return {**model_variables(self.model), **momentum}
+
+    def __call__(
+        self, images: tf.Tensor, labels: tf.Tensor, step: int, rate: float, stop: bool
+    ) -> tf.Tensor:
+        """Take step number `step` (from 0); return a tensor for `read`, without waiting for it.
+
+        Args:
+            images: uint8 [k, micro_batch, size, size, 3] for this rank's k virtual workers.
+            labels: int64 [k, micro_batch].
+            step: decides the dropout masks.
+            rate: the learning rate.
+            stop: whether this rank asks all ranks to stop.
+        """
+        scalars = tf.constant(step), tf.constant(rate, tf.float32), tf.constant(stop, tf.float32)
+        return self._graph(images, labels, *scalars)
+
+    @staticmethod
+    def read(result: tf.Tensor) -> StepResult:
+        """Wait for a step and return what it found."""
+        loss, accuracy, stop, exchange_seconds = result.numpy().tolist()
+        return StepResult(loss, accuracy, stop > 0, exchange_seconds)
+
+    def _step(
+        self,
+        images: tf.Tensor,
+        labels: tf.Tensor,
+        step: tf.Tensor,
+        rate: tf.Tensor,
+        stop: tf.Tensor,
+    ) -> tf.Tensor:
+        sums = self._sum_micro_batches(images, labels, step)
+        gradients, rest = sums[: len(self._weights)], sums[len(self._weights) :]
+        backward = gradients[::-1]  # the order in which the backward pass makes them
+
+        with tf.control_dependencies(sums):
+            computed = _now()
+        *backward, packed = self._exchange.sum([*backward, _pack([*rest, stop])])
+        with tf.control_dependencies([*backward, packed]):
+            exchanged = _now()
+
+        self._optimizer.apply(backward[::-1], rate)
+        *moved, loss, accuracy, stop = _unpack(packed, like=[*rest, stop])
+        for variable, value in zip(self._moving, moved, strict=True):
+            variable.assign(value)
+        figures = [tf.cast(x, tf.float64) for x in (loss, accuracy, stop)]
+        return tf.stack([*figures, exchanged - computed])
+
+    def _sum_micro_batches(self, images: tf.Tensor, labels: tf.Tensor, step: tf.Tensor) -> Tensors:
+        """All but the last in a loop, one at a time; the last outside of it, so that its backward
+        pass overlaps with the exchange of what it has made already."""
+        weights = [tf.convert_to_tensor(v) for v in self._weights]
+        moving = [tf.convert_to_tensor(v) for v in self._moving]
+
+        def one(at: tf.Tensor | int) -> Tensors:
+            seeds = self._dropout_seeds(step, self._share.start + at)
+            return self._micro_batch(weights, moving, seeds, images[at], labels[at])
+
+        last = len(self._share) - 1
+        if last == 0:
+            return one(0)
+        zeros = [tf.zeros(v.shape) for v in [*weights, *moving]] + [tf.zeros([]), tf.zeros([])]
+        _, *sums = tf.while_loop(
+            lambda at, *_: at < last,
+            lambda at, *sums: (at + 1, *map(tf.add, sums, one(at))),
+            (tf.constant(0), *zeros),
+            parallel_iterations=1,
+        )
+        with tf.control_dependencies(sums):
+            at = tf.identity(last)
+        return list(map(tf.add, sums, one(at)))
+
+    def _micro_batch(
+        self,
+        weights: Tensors,
+        moving: Tensors,
+        seeds: Tensors,
+        images: tf.Tensor,
+        labels: tf.Tensor,
+    ) -> Tensors:
+        """One micro-batch's gradients, moved BatchNorm statistics, loss and accuracy, over V."""
+        variables = self.model.non_trainable_variables
+        values, drawn = iter(moving), iter(seeds)
+        with tf.GradientTape() as tape:
+            tape.watch(weights)
+            logits, moved = self.model.stateless_call(
+                weights,
+                [next(drawn) if is_seed(v) else next(values) for v in variables],
+                tf.cast(images, tf.float32),
+                training=True,
+            )
+            losses = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
+            loss = tf.reduce_mean(losses) / self._virtual_workers
+        right = tf.cast(tf.equal(tf.argmax(logits, axis=1), labels), tf.float32)
+        statistics = [m for v, m in zip(variables, moved, strict=True) if not is_seed(v)]
+        means = [value / self._virtual_workers for value in (*statistics, tf.reduce_mean(right))]
+        return [*tape.gradient(loss, weights), *means[:-1], loss, means[-1]]
+
+    def _dropout_seeds(self, step: tf.Tensor, virtual_worker: tf.Tensor | int) -> Tensors:
+        """A seed, uint32 [2], for each layer that draws random numbers."""
+        layers = sum(map(is_seed, self.model.non_trainable_variables))
+        fold_in = tf.random.experimental.stateless_fold_in
+        seeds = [
+            fold_in(
+                fold_in(tf.constant([self._seed, layer]), step, "philox"), virtual_worker, "philox"
+            )
+            for layer in range(layers)
+        ]
+        return [tf.bitcast(seed, tf.uint32) for seed in seeds]
+
+
+def is_seed(variable: keras.Variable) -> bool:
+    """Tell a layer's random state, which a step replaces, from what a model has learned."""
+    return variable.path.endswith("seed_generator_state")
+
+
+def model_variables(model: keras.Model) -> dict[str, tf.Variable]:
+    """Return weights and BatchNorm statistics by name: all that decides what a model answers."""
+    return {v.path: v.value for v in model.variables if not is_seed(v)}
+
+
+def _now() -> tf.Tensor:
+    """The clock when the graph comes here (`tf.timestamp` refuses to run deterministically)."""
+    return tf.ensure_shape(tf.numpy_function(time.perf_counter, [], tf.float64), [])
+
+
+def _pack(tensors: Tensors) -> tf.Tensor:
+    return tf.concat([tf.reshape(tensor, [-1]) for tensor in tensors], axis=0)
+
+
+def _unpack(packed: tf.Tensor, like: Tensors) -> Tensors:
+    parts = tf.split(packed, [tensor.shape.num_elements() for tensor in like])
+    return [tf.reshape(part, tensor.shape) for part, tensor in zip(parts, like, strict=True)]

@@ -1,0 +1,187 @@
+"""A run's parts, put together from its settings: data, order, model, step, evaluation."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from alexnet import checkpoint
+from alexnet.config import DataConfig, ModelConfig, RunConfig
+from alexnet.data.batches import evaluation_batches, training_batches
+from alexnet.data.order import Order, share
+from alexnet.data.shards import ShardSet, Split
+from alexnet.data.sources import TRAIN, VALIDATION
+from alexnet.errors import ConfigError, DataError
+from alexnet.evaluation import Evaluator
+from alexnet.exchange import Alone, Exchange
+from alexnet.model import build_model
+from alexnet.optimizer import Momentum
+from alexnet.schedule import learning_rate
+from alexnet.step import TrainStep, model_variables
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """What a trainer works on, for one rank."""
+
+    config: RunConfig
+    dataset: ShardSet
+    order: Order
+    share: range  # the virtual workers of this rank
+    step: TrainStep
+    evaluator: Evaluator
+
+    @staticmethod
+    def build(config: RunConfig, exchange: Exchange) -> "Task":
+        """Open the dataset and build the model as the rank that `exchange` says this is.
+
+        Raises:
+            DataError: no such dataset, or fewer rows than a global batch.
+        """
+        dataset = ShardSet.open(Path(config.data.path))
+        order = Order(
+            seed=config.seed,
+            chunk_rows=dataset.splits[TRAIN].chunk_rows,
+            virtual_workers=config.train.virtual_workers,
+            micro_batch=config.train.micro_batch,
+            window=config.data.window,
+        )
+        if not order.steps_per_epoch:
+            raise DataError(
+                f"{config.data.path}: {dataset.splits[TRAIN].rows} training images are fewer than "
+                f"one global batch of {config.train.global_batch}"
+            )
+        keras.utils.set_random_seed(config.seed)
+        model = build_model(
+            config.model, config.data.image_size, len(dataset.classes), dataset.mean, dataset.std
+        )
+        mine = share(config.train.virtual_workers, exchange.rank, exchange.world_size)
+        step = TrainStep(
+            model,
+            Momentum(config.optimizer, [v.value for v in model.trainable_variables]),
+            exchange,
+            seed=config.seed,
+            virtual_workers=config.train.virtual_workers,
+            share=mine,
+        )
+        return Task(
+            config=config,
+            dataset=dataset,
+            order=order,
+            share=mine,
+            step=step,
+            evaluator=evaluator(
+                model,
+                dataset.splits[VALIDATION],
+                config.data,
+                config.train.micro_batch,
+                exchange,
+            ),
+        )
+
+    @property
+    def planned_steps(self) -> int:
+        """Steps of all epochs: what the learning rate is planned for."""
+        return self.config.train.epochs * self.order.steps_per_epoch
+
+    @property
+    def total_steps(self) -> int:
+        """Steps to take: the planned ones, unless `max_steps` ends the run before."""
+        return min(self.planned_steps, self.config.train.max_steps or self.planned_steps)
+
+    def batches(self, first_step: int) -> Iterable[tuple[tf.Tensor, tf.Tensor]]:
+        """Return this rank's training batches from `first_step` on."""
+        split = self.dataset.splits[TRAIN]
+        return training_batches(split, self.order, self.share, self.config.data, first_step)
+
+    def rate(self, step: int) -> float:
+        """Return the learning rate of `step`, counted from 0."""
+        return learning_rate(self.config.schedule, step, self.planned_steps)
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What a checkpoint tells of itself beside its state."""
+        train = self.config.train
+        return {
+            "dataset": str(Path(self.config.data.path).absolute()),
+            "model": {
+                **self.config.model.model_dump(),
+                "image_size": self.config.data.image_size,
+                "classes": list(self.dataset.classes),
+                "mean": list(self.dataset.mean),
+                "std": list(self.dataset.std),
+            },
+            "order": {
+                "seed": self.config.seed,
+                "global_batch": train.global_batch,
+                "micro_batch": train.micro_batch,
+                "window": self.config.data.window,
+                "dataset_sha256": self.dataset.sha256,
+            },
+        }
+
+    def restore(self, saved: checkpoint.Checkpoint) -> None:
+        """Take over the state of a checkpoint of this very run.
+
+        Raises:
+            ConfigError: it is of another model, or of another order of the data.
+        """
+        saved.check_fits(self.step.variables)
+        for group in ("model", "order"):
+            for name, value in self.facts[group].items():
+                if (was := saved.facts[group].get(name)) != value:
+                    raise ConfigError(
+                        f"{saved.path}: made with {group} {name} = {was!r}, this run has "
+                        f"{value!r}; name another run_dir or pass --replace"
+                    )
+        for name, variable in self.step.variables.items():
+            variable.assign(saved.state[name])
+
+
+def evaluator(
+    model: keras.Model, split: Split, data: DataConfig, batch: int, exchange: Exchange
+) -> Evaluator:
+    """Return what scores `model` on `split`, a share of its rows on each rank."""
+    rows = share(split.rows, exchange.rank, exchange.world_size)
+    batches = partial(evaluation_batches, split, rows, data, batch)
+    return Evaluator(model, batches, partial(exchange.sum, name="evaluation"))
+
+
+def evaluate_checkpoint(path: Path, dataset_path: str | None) -> dict[str, Any]:
+    """Score a checkpoint on a dataset's validation split, in this process.
+
+    Args:
+        path: a checkpoint folder, or a run directory: then its newest one that verifies.
+        dataset_path: a prepared set; None: the one that it was trained on.
+
+    Raises:
+        DataError: no checkpoint that verifies, or no such dataset.
+        ConfigError: the dataset's classes are not the checkpoint's.
+    """
+    is_run = (path / "checkpoints").is_dir()
+    saved = checkpoint.newest(path / "checkpoints") if is_run else checkpoint.read(path)
+    if saved is None:
+        raise DataError(f"{path}: no checkpoint that verifies")
+    dataset = ShardSet.open(Path(dataset_path or saved.facts["dataset"]))
+    settings = dict(saved.facts["model"])
+    classes, image_size, mean, std = map(settings.pop, ("classes", "image_size", "mean", "std"))
+    if list(dataset.classes) != classes:
+        raise ConfigError(
+            f"{dataset_path}: its {len(dataset.classes)} classes are not the {len(classes)} that "
+            f"{saved.path} was trained on"
+        )
+    model = build_model(ModelConfig(**settings), image_size, len(classes), mean, std)
+    for name, variable in model_variables(model).items():
+        variable.assign(saved.state[name])
+    score = evaluator(
+        model,
+        dataset.splits[VALIDATION],
+        DataConfig(image_size=image_size),
+        saved.facts["order"]["micro_batch"],
+        Alone(),
+    )
+    return {"checkpoint": str(saved.path), "step": saved.step, **score()}

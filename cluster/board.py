@@ -1,0 +1,58 @@
+"""What a rank and the driver tell each other while the rank trains."""
+
+import threading
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class Status:
+    """A look at a rank from outside."""
+
+    step: int | None  # None: not training yet
+    idle_seconds: float  # since the last sign of progress
+    records: list[dict[str, Any]]  # logged since the last look
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankResult:
+    """What a rank has to say at the end of an attempt that succeeded."""
+
+    step: int
+    stopped: bool
+    first_step: int
+    evaluation: dict[str, Any] | None
+    phase_seconds: dict[str, float]
+    training_seconds: float
+    weights_sha256: str
+    wire_bytes_per_step: int
+
+
+@dataclass(kw_only=True)
+class Board:
+    """Where a training thread leaves word for the control thread, and the other way round."""
+
+    stop: threading.Event = field(default_factory=threading.Event)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+    _step: int | None = None
+    _progress_at: float = field(default_factory=time.monotonic)
+    _records: list[dict[str, Any]] = field(default_factory=list)
+
+    def progress(self, step: int | None = None) -> None:
+        """Say that this rank is alive and getting on."""
+        with self._lock:
+            self._progress_at = time.monotonic()
+            self._step = self._step if step is None else step
+
+    def record(self, record: dict[str, Any]) -> None:
+        """Leave a record for the driver."""
+        with self._lock:
+            self._records.append(record)
+
+    def look(self) -> Status:
+        """Take the records left so far."""
+        with self._lock:
+            records, self._records = self._records, []
+            idle = time.monotonic() - self._progress_at
+            return Status(step=self._step, idle_seconds=idle, records=records)

@@ -1,0 +1,150 @@
+"""What one rank runs: an `alexnet` trainer, the exchange with the other ranks, and hooks.
+
+Everything that rank 0 does and others don't is decided here. Importing this imports TensorFlow, so
+a process does so only once its environment is set.
+"""
+
+import logging
+import os
+import time
+
+import tensorflow as tf
+
+from alexnet.checkpoint import BackgroundWriter, newest, state_sha256
+from alexnet.evaluation import Evaluation
+from alexnet.hooks import Evaluate, JsonLines, LogLines, SaveCheckpoints, TensorBoard
+from alexnet.step import TrainStep, model_variables
+from alexnet.task import Task
+from alexnet.trainer import Hook, Phases, StepEvent, Trainer
+from cluster.board import Board, RankResult
+from cluster.collectives import HorovodExchange
+from cluster.config import JobConfig
+from cluster.metrics import Metrics
+
+log = logging.getLogger(__name__)
+
+
+def train_rank(config: JobConfig, board: Board) -> RankResult:
+    """Train as one of the ranks, the one that Horovod's environment variables describe."""
+    _configure_tensorflow(config)
+    exchange = HorovodExchange()
+    try:
+        return _train(config, exchange, board)
+    finally:
+        exchange.shutdown()
+
+
+def _configure_tensorflow(config: JobConfig) -> None:
+    """Share the cores among the ranks of a node, take GPU memory as needed, repeat every bit."""
+    for gpu in tf.config.list_physical_devices("GPU"):
+        tf.config.experimental.set_memory_growth(gpu, True)
+    threads = max(1, len(os.sched_getaffinity(0)) // int(os.environ["HOROVOD_LOCAL_SIZE"]))
+    tf.config.threading.set_intra_op_parallelism_threads(threads)
+    tf.config.threading.set_inter_op_parallelism_threads(max(2, threads))
+    if config.train.deterministic:
+        tf.config.experimental.enable_op_determinism()
+
+
+def _train(config: JobConfig, exchange: HorovodExchange, board: Board) -> RankResult:
+    board.progress()
+    log.info("rank %d of %d", exchange.rank, exchange.world_size)
+    task = Task.build(config, exchange)
+    saved = newest(config.run_path / "checkpoints") if exchange.rank == 0 else None
+    if saved:
+        log.info("restoring %s", saved.path)
+        task.restore(saved)
+    first_step = _agree(exchange, task.step, saved.step if saved else 0)
+    board.progress(first_step)
+
+    phases = Phases()
+    observers = _observers(config, exchange, task, phases, board, first_step)
+    every = config.train.evaluate_every * task.order.steps_per_epoch
+    evaluate = Evaluate(task.evaluator, every, phases, tell=observers)
+    trainer = Trainer(
+        step=task.step,
+        batches=task.batches,
+        rate=task.rate,
+        total_steps=task.total_steps,
+        hooks=[*observers, evaluate],
+        phases=phases,
+        stop_requested=board.stop.is_set,
+    )
+    started = time.perf_counter()
+    step, stopped = trainer.run(first_step)
+    weights = {k: v.numpy() for k, v in model_variables(task.step.model).items()}
+    return RankResult(
+        first_step=first_step,
+        step=step,
+        stopped=stopped,
+        evaluation=dict(evaluate.latest) if evaluate.latest else None,
+        phase_seconds=phases.seconds,
+        training_seconds=time.perf_counter() - started - phases.seconds["eval"],
+        weights_sha256=state_sha256(weights),
+        wire_bytes_per_step=exchange.wire_bytes("step"),
+    )
+
+
+def _agree(exchange: HorovodExchange, step: TrainStep, first_step: int) -> int:
+    """Give all ranks rank 0's state and the step that it is at."""
+    at = tf.Variable(first_step, dtype=tf.int64)
+    exchange.broadcast([at, *step.variables.values()])
+    return int(at.numpy())
+
+
+def _observers(
+    config: JobConfig,
+    exchange: HorovodExchange,
+    task: Task,
+    phases: Phases,
+    board: Board,
+    first_step: int,
+) -> list[Hook]:
+    """Hooks without collective calls, so that ranks may have different ones."""
+    images = len(task.share) * config.train.micro_batch
+    metrics = Metrics(exchange.rank, exchange.world_size, images, phases)
+    if config.cluster.metrics_port:
+        port = config.cluster.metrics_port + int(os.environ["HOROVOD_LOCAL_RANK"])
+        metrics.serve(config.cluster.metrics_host, port)
+    hooks: list[Hook] = [metrics, _Heartbeat(board)]
+    if exchange.rank > 0:
+        return hooks
+
+    def written(step: int) -> None:
+        metrics.on_checkpoint(step)
+        board.record({"kind": "checkpoint", "step": step})
+
+    run = config.run_path
+    sinks = [
+        board.record,
+        JsonLines(run / "metrics.jsonl", first_step),
+        TensorBoard(run / "tensorboard"),
+    ]
+    lines = LogLines(
+        config.train.log_every,
+        task.order.steps_per_epoch,
+        config.train.global_batch,
+        phases,
+        sinks,
+    )
+    save = SaveCheckpoints(
+        task.step.variables,
+        task.facts,
+        BackgroundWriter(run / "checkpoints", config.checkpoint.keep, written),
+        config.checkpoint.every,
+        phases,
+        restored_step=first_step or None,
+    )
+    return [*hooks, lines, save]
+
+
+class _Heartbeat(Hook):
+    """Tells the board that steps and evaluations go on."""
+
+    def __init__(self, board: Board) -> None:
+        self._board = board
+
+    def on_step(self, event: StepEvent) -> None:
+        self._board.progress(event.step)
+
+    def on_evaluation(self, step: int, evaluation: Evaluation) -> None:
+        self._board.progress(step)

@@ -1,0 +1,57 @@
+"""What the driver shows: plain lines, one a logged step."""
+
+from typing import Any
+
+from rich.console import Console
+
+from cluster.config import JobConfig
+
+
+class Screen:
+    """Prints a run as it goes."""
+
+    def __init__(self, console: Console) -> None:
+        """Print to `console`."""
+        self._console = console
+
+    def say(self, text: str) -> None:
+        """Print one line."""
+        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def start(self, config: JobConfig, workers: int, gpus_per_worker: int) -> None:
+        """Say what is about to run."""
+        device = f"{gpus_per_worker} GPU" if gpus_per_worker else "CPU"
+        train = config.train
+        self.say(
+            f"run {config.run_dir}: {workers} Horovod workers ({device}), global batch "
+            f"{train.global_batch} = {train.virtual_workers} micro-batches of {train.micro_batch}"
+        )
+
+    def record(self, record: dict[str, Any]) -> None:
+        """Print a record that rank 0 has logged."""
+        step, kind = f"step {record['step']:>6}", record["kind"]
+        if kind == "step":
+            self.say(
+                f"{step}  epoch {record['epoch']:6.2f}  loss {record['loss']:.4f}  "
+                f"accuracy {record['accuracy']:.3f}  lr {record['learning_rate']:.4g}  "
+                f"{record['images_per_second']:.1f} images/s"
+            )
+        elif kind == "evaluation":
+            self.say(
+                f"{step}  held out: top-1 {record['top1']:.4f}  top-5 {record['top5']:.4f}  "
+                f"loss {record['loss']:.4f}  ({record['images']} images)"
+            )
+        elif kind == "checkpoint":
+            self.say(f"{step}  checkpoint")
+
+    def end(self, summary: dict[str, Any]) -> None:
+        """Print what has become of the run."""
+        scores = summary["eval"]
+        top1 = (
+            f", top-1 {scores['top1']:.4f} on {scores['images']} held-out images" if scores else ""
+        )
+        phases = ", ".join(f"{k} {v:.1f} s" for k, v in summary["phase_seconds"].items())
+        self.say(
+            f"{summary['status']}: {summary['steps']} steps{top1}; "
+            f"{summary['images_per_second']} images/s; {phases}"
+        )

@@ -1,0 +1,211 @@
+"""Ray: a group of worker processes, one a rank, that starts and ends as a whole."""
+
+import logging
+import os
+import socket
+import sys
+import traceback
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import psutil
+import ray
+from ray.exceptions import GetTimeoutError, RayError
+from ray.util.placement_group import placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from alexnet.errors import AlexnetError, ConfigError
+from cluster.board import Board, RankResult, Status
+from cluster.config import JobConfig
+from cluster.rendezvous import Rendezvous, assign_ranks
+
+LOOPBACK = "127.0.0.1"
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankFailure:
+    """Why a rank ended before its time."""
+
+    rank: int
+    message: str
+    error: AlexnetError | None = None  # set where starting again would not help
+    of_peers: bool = False  # only says that another rank has gone
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where a worker process runs."""
+
+    address: str  # of its node
+    interface: str  # the network interface that has the address
+    gpus: tuple[str, ...]  # given to it by Ray
+
+
+@ray.remote(max_restarts=0, max_task_retries=0, concurrency_groups={"control": 2})
+class Worker:
+    """One process. It trains in one thread and listens to the driver in others."""
+
+    def __init__(self) -> None:
+        self._board = Board()
+
+    def place(self) -> Place:
+        """Tell where this is."""
+        gpus = tuple(ray.get_runtime_context().get_accelerator_ids().get("GPU", ()))
+        address = ray.util.get_node_ip_address()
+        return Place(address=address, interface=_interface_of(address), gpus=gpus)
+
+    def train(
+        self, config: JobConfig, rank: int, environment: dict[str, str]
+    ) -> RankResult | RankFailure:
+        """Train as `rank`; its output goes to a log file of its own."""
+        _log_to(config.run_path / "logs" / f"rank-{rank}.log")
+        os.environ.update(environment)
+        try:
+            from cluster.rank import train_rank
+
+            return train_rank(config, self._board)
+        except AlexnetError as error:
+            log.error("%s", error)
+            return RankFailure(rank=rank, message=str(error), error=error)
+        except Exception as error:
+            traceback.print_exc()
+            text = " ".join(str(error).split())
+            return RankFailure(
+                rank=rank,
+                message=f"rank {rank}: {type(error).__name__}: {text[:500]}",
+                of_peers="Horovod has been shut down" in text,
+            )
+
+    @ray.method(concurrency_group="control")
+    def look(self) -> Status:
+        """Tell how training goes."""
+        return self._board.look()
+
+    @ray.method(concurrency_group="control")
+    def stop(self) -> None:
+        """Ask for a checkpoint and an end."""
+        self._board.stop.set()
+
+
+class WorkerGroup:
+    """`workers` processes in a placement group. Leaving the context ends every one of them."""
+
+    def __init__(self, config: JobConfig, workers: int, gpus_per_worker: int) -> None:
+        """Reserve the resources; processes start on entering."""
+        self._config = config
+        self._timeout = config.cluster.start_timeout
+        self._bundle = {"CPU": config.cluster.cpus_per_worker}
+        if gpus_per_worker:
+            self._bundle["GPU"] = gpus_per_worker
+        self._workers: list[Any] = []
+        self._reserved = placement_group([self._bundle] * workers, strategy="PACK")
+
+    def __enter__(self) -> "WorkerGroup":
+        try:
+            self._start()
+        except BaseException:
+            self._end()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._end()
+
+    @property
+    def meeting_address(self) -> str:
+        """Where the driver must listen for all ranks to reach it."""
+        return LOOPBACK if self._on_one_node else ray.util.get_node_ip_address()
+
+    def train(self, rendezvous: Rendezvous) -> list[Any]:
+        """Start training on every rank; return a Ray reference a rank, in order."""
+        timeout = self._config.cluster.start_timeout
+        references = []
+        for worker, slot, place in zip(self._workers, self.slots, self._places, strict=True):
+            interface = "lo" if self._on_one_node else place.interface
+            environment = rendezvous.environment(slot, interface, timeout)
+            if not place.gpus:  # Ray hides none from a worker that asked for none
+                environment["CUDA_VISIBLE_DEVICES"] = ""
+            references.append(worker.train.remote(self._config, slot.rank, environment))
+        return references
+
+    @property
+    def _on_one_node(self) -> bool:
+        return {place.address for place in self._places} == {ray.util.get_node_ip_address()}
+
+    def look(self) -> list[Status]:
+        """Return each rank's status, or nothing at all if one does not answer in time."""
+        try:
+            statuses: list[Status] = ray.get([w.look.remote() for w in self._workers], timeout=10)
+        except RayError:  # the rank's own end says more than a failed look
+            return []
+        return statuses
+
+    def stop(self) -> None:
+        """Ask every rank for a checkpoint and an end."""
+        for worker in self._workers:
+            worker.stop.remote()
+
+    def _start(self) -> None:
+        needed = f"{len(self._reserved.bundle_specs)} workers x {_amounts(self._bundle)}"
+        if not self._reserved.wait(self._timeout):
+            raise ConfigError(
+                f"not enough resources: {needed} asked for, the cluster has "
+                f"{_amounts(ray.cluster_resources())}; waited {self._timeout:.0f} s"
+            )
+        workers = [self._worker(index) for index in range(len(self._reserved.bundle_specs))]
+        self._workers = workers
+        try:
+            places = ray.get([worker.place.remote() for worker in workers], timeout=self._timeout)
+        except GetTimeoutError:
+            raise AlexnetError(f"{needed} did not start within {self._timeout:.0f} s") from None
+        # Node by node, so that ranks are numbered as Horovod expects.
+        ordered = sorted(zip(places, workers, strict=True), key=lambda pair: pair[0].address)
+        self._places: list[Place] = [place for place, _ in ordered]
+        self._workers = [worker for _, worker in ordered]
+        self.slots = assign_ranks(Counter(place.address for place in self._places))
+
+    def _worker(self, bundle: int) -> Any:
+        strategy = PlacementGroupSchedulingStrategy(self._reserved, bundle)
+        return Worker.options(
+            num_cpus=self._bundle["CPU"],
+            num_gpus=self._bundle.get("GPU", 0),
+            scheduling_strategy=strategy,
+        ).remote()
+
+    def _end(self) -> None:
+        for worker in self._workers:
+            ray.kill(worker, no_restart=True)
+        remove_placement_group(self._reserved)
+
+
+def _interface_of(address: str) -> str:
+    """Return the name of the network interface that has `address`, an IPv4 or IPv6 one."""
+    for name, addresses in psutil.net_if_addrs().items():
+        if any(entry.address.split("%")[0] == address for entry in addresses):
+            return name
+    raise AlexnetError(f"no network interface of {socket.gethostname()} has the address {address}")
+
+
+def _amounts(resources: Mapping[str, float]) -> str:
+    return ", ".join(f"{resources.get(kind, 0):g} {kind}" for kind in ("CPU", "GPU"))
+
+
+def _log_to(path: Path) -> None:
+    """Send all that this process prints, C++ libraries included, to the end of a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+            os.dup2(file.fileno(), stream.fileno())
+    form = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+    logging.basicConfig(level=logging.INFO, format=form, force=True)
