@@ -1,17 +1,19 @@
-# Everything starts here: `make train` on a fresh checkout sets up and trains.
+# `make train` on a fresh checkout sets everything up and trains. `make` lists the targets.
 
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+PIP_INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check
 
-# An NVIDIA driver in sight: install the CUDA libraries too.
+# With an NVIDIA driver in sight, the CUDA libraries are installed too.
 LOCK = requirements/$(shell { [ -e /proc/driver/nvidia/version ] || nvidia-smi -L; } \
 	>/dev/null 2>&1 && echo gpu || echo cpu).lock
 
-SUPPORTED := import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))
 PYTHON ?= python3
-INTERPRETER = $(shell for python in $(PYTHON) python3.12 python3.11; do \
-	$$python -c '$(SUPPORTED)' 2>/dev/null && echo $$python && break; done)
+SUPPORTED := import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))
+INTERPRETER = $(or $(shell for python in $(PYTHON) python3.12 python3.11; do \
+	$$python -c '$(SUPPORTED)' 2>/dev/null && echo $$python && break; done),\
+	$(error Python 3.11 or 3.12 is needed: make setup PYTHON=/path/to/python3.12))
 
 .DEFAULT_GOAL := help
 .PHONY: help train test setup lint lock clean
@@ -19,15 +21,15 @@ INTERPRETER = $(shell for python in $(PYTHON) python3.12 python3.11; do \
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
 
-train: setup ## set up, then train the smoke run: images to evaluated model in minutes
+train: setup ## from pictures to an evaluated model: the smoke run, minutes on a CPU
 	$(BIN)/alexnet train configs/smoke.yaml --replace
 
-test: setup ## run the tests (ARGS="-k order" is handed to pytest)
+test: setup ## run the tests (ARGS="-k order" goes to pytest)
 	$(BIN)/python -m pytest $(ARGS)
 
-setup: $(READY) ## make .venv with everything in it, Horovod included (once, minutes)
+setup: $(READY) ## make .venv and all in it, Horovod included (minutes, once)
 
-lint: setup ## formatting, lint and types
+lint: setup ## check format, style and types
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check
 	$(BIN)/mypy alexnet cluster tests tools
@@ -35,19 +37,18 @@ lint: setup ## formatting, lint and types
 lock: ## write requirements/*.lock anew from pyproject.toml (needs uv)
 	requirements/compile
 
-clean: ## remove .venv, runs and whatever tools left in the tree
-	rm -rf $(VENV) runs build dist *.egg-info .*_cache .hypothesis
+clean: ## remove .venv, runs, build outputs and caches
+	rm -rf $(VENV) runs build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# The stamp is made last, so a set-up that failed half-way is done again.
-$(READY): requirements/cpu.lock requirements/gpu.lock requirements/horovod.lock pyproject.toml \
-		$(wildcard tools/horovod/*.py)
-	@test -n "$(INTERPRETER)" || { echo "Python 3.11 or 3.12 is needed: make setup PYTHON=..."; exit 1; }
-	@echo "installing $(LOCK) into $(VENV) with $(INTERPRETER)"
+# The stamp comes last: a set-up that failed half-way is done again.
+$(READY): $(wildcard requirements/*.lock tools/horovod/*.py) pyproject.toml
 	@rm -f $@
+	@echo "installing $(LOCK) into $(VENV) with $(INTERPRETER) (a large download, once)"
 	@$(INTERPRETER) -m venv $(VENV)
-	@$(BIN)/python -m pip install -qq --disable-pip-version-check --require-hashes -r $(LOCK)
+	@$(PIP_INSTALL) --require-hashes -r $(LOCK)
 	@$(BIN)/python tools/horovod/build.py
-	@echo "installing alexnet itself, editable"
-	@$(BIN)/python -m pip install -qq --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@echo "installing alexnet, editable"
+	@$(PIP_INSTALL) --no-deps --no-build-isolation -e .
 	@touch $@
+	@echo "ready"

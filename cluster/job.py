@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, cast
 
 os.environ.setdefault("RAY_AUTH_MODE", "token")  # before Ray reads it
 
@@ -63,7 +63,7 @@ def run_job(config: JobConfig, replace: bool, screen: Screen) -> dict[str, Any]:
     Raises:
         AlexnetError: in one line, with its exit code, why there is no trained model.
     """
-    if config.cluster.workers != "auto":
+    if isinstance(config.cluster.workers, int):
         config.check_workers(config.cluster.workers)
     _prepare_data(config, screen)
     _open_run(config, replace)
@@ -89,14 +89,11 @@ def plan_workers(config: JobConfig, resources: dict[str, float]) -> tuple[int, i
         ConfigError: more ranks than micro-batches.
     """
     cpus, gpus = int(resources.get("CPU", 0)), int(resources.get("GPU", 0))
-    workers = config.cluster.workers
-    if workers == "auto":
-        workers = min(gpus or min(2, max(1, cpus)), config.train.virtual_workers)
+    wanted, wanted_gpus = config.cluster.workers, config.cluster.gpus_per_worker
+    automatic = min(gpus or min(2, max(1, cpus)), config.train.virtual_workers)
+    workers = automatic if wanted == "auto" else wanted
     config.check_workers(workers)
-    per_worker = config.cluster.gpus_per_worker
-    if per_worker == "auto":
-        per_worker = 1 if gpus >= workers else 0
-    return workers, per_worker
+    return workers, int(gpus >= workers) if wanted_gpus == "auto" else wanted_gpus
 
 
 def _prepare_data(config: JobConfig, screen: Screen) -> None:
@@ -126,7 +123,8 @@ def _ray(screen: Screen) -> Iterator[None]:
     address = os.environ.get("RAY_ADDRESS", "local")
     screen.say("starting Ray here" if address == "local" else f"joining Ray at {address}")
     try:
-        ray.init(address, log_to_driver=False, logging_level=logging.WARNING)
+        own = {"include_dashboard": False} if address == "local" else {}
+        ray.init(address, log_to_driver=False, logging_level=logging.WARNING, **own)
     except (RayError, ConnectionError, RuntimeError) as error:
         raise AlexnetError(f"Ray at {address}: {' '.join(str(error).split())}") from None
     os.environ["CUDA_VISIBLE_DEVICES"] = ""  # GPUs are the workers'
@@ -199,7 +197,8 @@ class _Watch:
 
     def until_done(self, running: list[Any]) -> RankResult:
         """Return rank 0's result, or raise for the first rank that failed."""
-        pending, results = list(running), {}
+        pending = list(running)
+        results: dict[Any, RankResult | RankFailure] = {}
         try:
             while pending:
                 done, pending = ray.wait(pending, timeout=POLL_SECONDS)
@@ -212,7 +211,7 @@ class _Watch:
         except AttemptFailedError:
             self._history.add(self._phase_seconds)
             raise
-        first: RankResult = results[running[0]]
+        first = cast(RankResult, results[running[0]])
         self._history.add(first.phase_seconds)
         return first
 
@@ -224,13 +223,13 @@ class _Watch:
             return RankFailure(rank=rank, message=f"rank {rank}: its process died: {reason}")
         return result
 
-    def _fail(self, pending: list[Any], results: dict[Any, Any], running: list[Any]) -> None:
+    def _fail(
+        self, pending: list[Any], results: dict[Any, RankResult | RankFailure], running: list[Any]
+    ) -> None:
         """Raise the failure that started it: peers of a lost rank fail too, and say so first."""
-        late, _ = (
-            ray.wait(pending, num_returns=len(pending), timeout=PEER_GRACE_SECONDS)
-            if pending
-            else ([], [])
-        )
+        late = []
+        if pending:
+            late, _ = ray.wait(pending, num_returns=len(pending), timeout=PEER_GRACE_SECONDS)
         for reference in late:
             results[reference] = self._result(reference, running.index(reference))
         self._relay()

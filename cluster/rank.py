@@ -7,6 +7,8 @@ a process does so only once its environment is set.
 import logging
 import os
 import time
+from collections.abc import Callable
+from typing import Any
 
 import tensorflow as tf
 
@@ -26,7 +28,7 @@ log = logging.getLogger(__name__)
 
 def train_rank(config: JobConfig, board: Board) -> RankResult:
     """Train as one of the ranks, the one that Horovod's environment variables describe."""
-    _configure_tensorflow(config)
+    configure_tensorflow(config)
     exchange = HorovodExchange()
     try:
         return _train(config, exchange, board)
@@ -34,7 +36,7 @@ def train_rank(config: JobConfig, board: Board) -> RankResult:
         exchange.shutdown()
 
 
-def _configure_tensorflow(config: JobConfig) -> None:
+def configure_tensorflow(config: JobConfig) -> None:
     """Share the cores among the ranks of a node, take GPU memory as needed, repeat every bit."""
     for gpu in tf.config.list_physical_devices("GPU"):
         tf.config.experimental.set_memory_growth(gpu, True)
@@ -114,7 +116,7 @@ def _observers(
         board.record({"kind": "checkpoint", "step": step})
 
     run = config.run_path
-    sinks = [
+    sinks: list[Callable[[dict[str, Any]], None]] = [
         board.record,
         JsonLines(run / "metrics.jsonl", first_step),
         TensorBoard(run / "tensorboard"),

@@ -46,7 +46,6 @@ class Place:
     gpus: tuple[str, ...]  # given to it by Ray
 
 
-@ray.remote(max_restarts=0, max_task_retries=0, concurrency_groups={"control": 2})
 class Worker:
     """One process. It trains in one thread and listens to the driver in others."""
 
@@ -176,7 +175,8 @@ class WorkerGroup:
 
     def _worker(self, bundle: int) -> Any:
         strategy = PlacementGroupSchedulingStrategy(self._reserved, bundle)
-        return Worker.options(
+        actor = ray.remote(max_restarts=0, concurrency_groups={"control": 2})(Worker)
+        return actor.options(
             num_cpus=self._bundle["CPU"],
             num_gpus=self._bundle.get("GPU", 0),
             scheduling_strategy=strategy,

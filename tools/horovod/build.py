@@ -8,6 +8,7 @@ key of all that shapes it (recipe.py): with the wheel at hand, an install takes 
 import argparse
 import fcntl
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -20,7 +21,7 @@ from edits import Edit
 from recipe import BuildError, Recipe, build_environment, plan
 
 LOCK = Path(__file__).parents[2] / "requirements" / "horovod.lock"
-TAIL_LINES = 20
+FAILURE = re.compile(r": (fatal )?error: |CMake Error|^ERROR: ")  # compiler's, CMake's, pip's
 
 
 def apply_edits(source: Path, edits: Sequence[Edit]) -> None:
@@ -41,14 +42,25 @@ def cache_root(environ: Mapping[str, str]) -> Path:
     return Path(environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "alexnet", "horovod")
 
 
+def excerpt(lines: Sequence[str]) -> Sequence[str]:
+    """Return the 20 lines of a failed build's log around its first error, else the last 20.
+
+    The end alone tells little: after a failed compilation setuptools cleans up, at length.
+    """
+    for number, line in enumerate(lines):
+        if FAILURE.search(line):
+            return lines[max(0, number - 5) :][:20]
+    return lines[-20:]
+
+
 def pip(log: Path, *arguments: str | Path, environ: Mapping[str, str] | None = None) -> None:
-    """Run this environment's pip into a log; BuildError with the log's end where it fails."""
+    """Run this environment's pip into a log; BuildError with the telling lines where it fails."""
     command = [sys.executable, "-m", "pip", "--disable-pip-version-check", *arguments]
     with log.open("a") as file:
         done = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, env=environ)
     if done.returncode != 0:
-        tail = "\n".join(log.read_text(errors="replace").splitlines()[-TAIL_LINES:])
-        raise BuildError(f"pip {arguments[0]} failed:\n{tail}\nThe whole log: {log}")
+        lines = "\n".join(excerpt(log.read_text(errors="replace").splitlines()))
+        raise BuildError(f"pip {arguments[0]} failed:\n{lines}\nThe whole log: {log}")
 
 
 def build(recipe: Recipe, folder: Path, environ: Mapping[str, str]) -> None:
@@ -67,8 +79,8 @@ def build(recipe: Recipe, folder: Path, environ: Mapping[str, str]) -> None:
         tar.extractall(work, filter="data")
     source = work / archive.name.removesuffix(".tar.gz")
     apply_edits(source, recipe.edits)
-    alone = ("--no-deps", "--no-build-isolation", "-v")
-    pip(log, "wheel", *alone, "-w", out, source, environ=build_environment(recipe, environ))
+    alone = ("--no-deps", "--no-build-isolation", "-v", "-w", out)
+    pip(log, "wheel", *alone, source, environ=build_environment(recipe, source, environ))
     out.rename(folder)
 
 
@@ -89,16 +101,19 @@ def ensure(flavour: str, environ: Mapping[str, str]) -> None:
     root = cache_root(environ)
     root.mkdir(parents=True, exist_ok=True)
     folder = root / recipe.key
+    # A second one to come waits here, then finds the wheel, or even finds it installed.
     with (root / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # a second checkout waits, then finds the wheel
+        fcntl.flock(lock, fcntl.LOCK_EX)
         if not folder.exists():
             for left in root.glob("*.part"):  # by builds that failed or were killed
                 shutil.rmtree(left)
             build(recipe, folder, environ)
             shutil.rmtree(folder.with_suffix(".part"))
-    (wheel,) = folder.glob("*.whl")
-    pip(root / "install.log", "install", "--no-deps", "--no-index", "--force-reinstall", wheel)
-    print(f"installed {wheel.name}")
+        if not installed(recipe):
+            (wheel,) = folder.glob("*.whl")
+            here = ("--no-deps", "--no-index", "--force-reinstall")
+            pip(root / "install.log", "install", *here, wheel)
+            print(f"installed {wheel.name}")
 
 
 def main() -> int:

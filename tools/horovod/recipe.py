@@ -23,6 +23,8 @@ SWITCHES = {
     "HOROVOD_WITHOUT_MXNET": "1",
     "HOROVOD_WITHOUT_MPI": "1",
     "HOROVOD_WITHOUT_NVTX": "1",
+    # Messages name source files: as in Horovod's repository, not by their place in the cache.
+    "CXXFLAGS": "-ffile-prefix-map={source}/=",
     "LDFLAGS": "-Wl,--strip-debug",  # a wheel of 1 MB instead of 51 MB
 }
 GPU_SWITCHES = SWITCHES | {
@@ -89,7 +91,7 @@ def plan(flavour: str, lock: Path, environ: Mapping[str, str]) -> Recipe:
     )
 
 
-def build_environment(recipe: Recipe, environ: Mapping[str, str]) -> dict[str, str]:
+def build_environment(recipe: Recipe, source: Path, environ: Mapping[str, str]) -> dict[str, str]:
     """Return the build's variables: the recipe's switches and this environment's own paths."""
     # No HOROVOD_ variable of the caller's passes by the recipe, and so by its key.
     environment = {k: v for k, v in environ.items() if not k.startswith("HOROVOD_")}
@@ -102,7 +104,8 @@ def build_environment(recipe: Recipe, environ: Mapping[str, str]) -> dict[str, s
         environment["HOROVOD_CUDA_HOME"] = str(nvcc.parents[1])
         environment["HOROVOD_NCCL_INCLUDE"] = str(nccl / "include")
         environment["HOROVOD_NCCL_LIB"] = str(nccl / "lib")
-    return environment | recipe.switches
+    switches = {k: v.replace("{source}", str(source)) for k, v in recipe.switches.items()}
+    return environment | switches
 
 
 def arch_flags(cpuinfo: str) -> str:
