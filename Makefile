@@ -19,7 +19,7 @@ INTERPRETER = $(or $(shell for python in $(PYTHON) python3.12 python3.11; do \
 .PHONY: help train test setup lint lock clean
 
 help: ## list the targets
-	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
+	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
 
 train: setup ## from pictures to an evaluated model: the smoke run, minutes on a CPU
 	$(BIN)/alexnet train configs/smoke.yaml --replace
@@ -44,8 +44,8 @@ clean: ## remove .venv, runs, build outputs and caches
 # The stamp comes last: a set-up that failed half-way is done again.
 $(READY): $(wildcard requirements/*.lock tools/horovod/*.py) pyproject.toml
 	@rm -f $@
-	@echo "installing $(LOCK) into $(VENV) with $(INTERPRETER) (a large download, once)"
-	@$(INTERPRETER) -m venv $(VENV)
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(INTERPRETER) -m venv --clear $(VENV)
+	@echo "installing $(LOCK) into $(VENV) (a large download, once)"
 	@$(PIP_INSTALL) --require-hashes -r $(LOCK)
 	@$(BIN)/python tools/horovod/build.py
 	@echo "installing alexnet, editable"

@@ -79,6 +79,9 @@ class TrainConfig(Settings):
     max_steps: int | None = Field(None, ge=1, description="stop after this many steps in all")
     log_every: int = Field(10, ge=1, description="steps from one logged line to the next")
     evaluate_every: int = Field(1, ge=0, description="epochs; 0: only at the end")
+    exact_sums: bool = Field(
+        False, description="add up in 64-bit fixed point: the same bits at any number of ranks"
+    )
     deterministic: bool = Field(True, description="only kernels that repeat in every bit")
 
     @property

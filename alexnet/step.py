@@ -12,6 +12,7 @@ from typing import NamedTuple
 import keras
 import tensorflow as tf
 
+from alexnet.exact import Float32, Sums
 from alexnet.exchange import Exchange
 from alexnet.optimizer import Momentum
 
@@ -39,6 +40,7 @@ class TrainStep:
         seed: int,
         virtual_workers: int,
         share: range,
+        sums: Sums = Float32(),  # noqa: B008 - has no state
     ) -> None:
         """Train `model`, whose outputs are logits, on the virtual workers in `share`."""
         self.model = model
@@ -47,6 +49,7 @@ class TrainStep:
         self._seed = seed
         self._virtual_workers = virtual_workers
         self._share = share
+        self._sums = sums
         self._weights = [v.value for v in model.trainable_variables]
         self._moving = [v.value for v in model.non_trainable_variables if not is_seed(v)]
         self._graph = tf.function(self._step, autograph=False)
@@ -87,18 +90,21 @@ class TrainStep:
         rate: tf.Tensor,
         stop: tf.Tensor,
     ) -> tf.Tensor:
-        sums = self._sum_micro_batches(images, labels, step)
-        gradients, rest = sums[: len(self._weights)], sums[len(self._weights) :]
+        mine = self._sum_micro_batches(images, labels, step)
+        gradients, small = _split(mine, len(self._weights))
+        small = [tf.cast(stop, small[0].dtype), *small]
         backward = gradients[::-1]  # the order in which the backward pass makes them
 
-        with tf.control_dependencies(sums):
+        with tf.control_dependencies(mine):
             computed = _now()
-        *backward, packed = self._exchange.sum([*backward, _pack([*rest, stop])])
+        *backward, packed = self._exchange.sum([*backward, _pack(small)])
         with tf.control_dependencies([*backward, packed]):
             exchanged = _now()
 
-        self._optimizer.apply(backward[::-1], rate)
-        *moved, loss, accuracy, stop = _unpack(packed, like=[*rest, stop])
+        stop, *small = _unpack(packed, like=small)
+        summed = self._sums.decode([*backward[::-1], *small])
+        gradients, (*moved, loss, accuracy) = _split(summed, len(self._weights))
+        self._optimizer.apply(gradients, rate)
         for variable, value in zip(self._moving, moved, strict=True):
             variable.assign(value)
         figures = [tf.cast(x, tf.float64) for x in (loss, accuracy, stop)]
@@ -112,12 +118,14 @@ class TrainStep:
 
         def one(at: tf.Tensor | int) -> Tensors:
             seeds = self._dropout_seeds(step, self._share.start + at)
-            return self._micro_batch(weights, moving, seeds, images[at], labels[at])
+            parts = self._micro_batch(weights, moving, seeds, images[at], labels[at])
+            return self._sums.encode(parts)
 
         last = len(self._share) - 1
         if last == 0:
             return one(0)
-        zeros = [tf.zeros(v.shape) for v in [*weights, *moving]] + [tf.zeros([]), tf.zeros([])]
+        shapes = [*(v.shape for v in [*weights, *moving]), [], []]
+        zeros = self._sums.encode([tf.zeros(shape) for shape in shapes])
         _, *sums = tf.while_loop(
             lambda at, *_: at < last,
             lambda at, *sums: (at + 1, *map(tf.add, sums, one(at))),
@@ -180,6 +188,10 @@ def model_variables(model: keras.Model) -> dict[str, tf.Variable]:
 def _now() -> tf.Tensor:
     """The clock when the graph comes here (`tf.timestamp` refuses to run deterministically)."""
     return tf.ensure_shape(tf.numpy_function(time.perf_counter, [], tf.float64), [])
+
+
+def _split(tensors: Tensors, at: int) -> tuple[Tensors, Tensors]:
+    return tensors[:at], tensors[at:]
 
 
 def _pack(tensors: Tensors) -> tf.Tensor:

@@ -17,6 +17,7 @@ from alexnet.data.shards import ShardSet, Split
 from alexnet.data.sources import TRAIN, VALIDATION
 from alexnet.errors import ConfigError, DataError
 from alexnet.evaluation import Evaluator
+from alexnet.exact import FixedPoint, Float32
 from alexnet.exchange import Alone, Exchange
 from alexnet.model import build_model
 from alexnet.optimizer import Momentum
@@ -67,6 +68,7 @@ class Task:
             seed=config.seed,
             virtual_workers=config.train.virtual_workers,
             share=mine,
+            sums=FixedPoint() if config.train.exact_sums else Float32(),
         )
         return Task(
             config=config,

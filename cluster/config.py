@@ -18,6 +18,7 @@ class ClusterConfig(Settings):
         "auto", description="ranks; auto: one a GPU, and without GPUs 2 (1 on a single CPU)"
     )
     cpus_per_worker: float = Field(1.0, gt=0, description="CPUs that Ray sets aside for a rank")
+    threads_per_worker: int = Field(0, ge=0, description="0: a node's cores, shared by its ranks")
     gpus_per_worker: Auto | int = Field("auto", description="auto: 1 if every rank can have one")
     start_timeout: float = Field(180.0, gt=0, description="seconds for resources and for ranks")
     stall_timeout: float = Field(600.0, gt=0, description="seconds without a step: a dead run")

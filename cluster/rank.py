@@ -40,7 +40,8 @@ def configure_tensorflow(config: JobConfig) -> None:
     """Share the cores among the ranks of a node, take GPU memory as needed, repeat every bit."""
     for gpu in tf.config.list_physical_devices("GPU"):
         tf.config.experimental.set_memory_growth(gpu, True)
-    threads = max(1, len(os.sched_getaffinity(0)) // int(os.environ["HOROVOD_LOCAL_SIZE"]))
+    cores = len(os.sched_getaffinity(0)) // int(os.environ["HOROVOD_LOCAL_SIZE"])
+    threads = config.cluster.threads_per_worker or max(1, cores)
     tf.config.threading.set_intra_op_parallelism_threads(threads)
     tf.config.threading.set_inter_op_parallelism_threads(max(2, threads))
     if config.train.deterministic:

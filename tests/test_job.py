@@ -1,0 +1,213 @@
+"""Whole jobs on a real Ray cluster: submitted, killed, stopped, resumed, refused."""
+
+import json
+import re
+import signal
+import subprocess
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.clusters import BIN, ROOT, RayCluster, free_ports, ray_cluster, start, wait_until
+
+pytestmark = pytest.mark.ray
+
+RAY_JOB = [str(BIN / "ray"), "job"]
+SUBMIT = [*RAY_JOB, "submit"]
+
+CONFIG = """
+run_dir: {run}
+data: {{path: {data}, image_size: 67, augment: {{shift: 0.1}}}}
+train: {{global_batch: 24, micro_batch: 8, max_steps: 14, log_every: 1, exact_sums: true}}
+schedule: {{learning_rate: 0.01, warmup_steps: 5}}
+checkpoint: {{every: 4}}
+cluster: {{workers: 2, threads_per_worker: 1, metrics_port: {port}, start_timeout: 60}}
+"""
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayCluster]:
+    with ray_cluster(4, tmp_path_factory.mktemp("ray")) as running:
+        yield running
+
+
+class Job:
+    """A config of its own, and runs of it."""
+
+    def __init__(self, folder: Path, digits: Path, cluster: RayCluster) -> None:
+        self.folder, self.run, self.cluster = folder, folder / "run", cluster
+        self.config = folder / "config.yaml"
+        self.port = free_ports(1)[0]
+        self.log = folder / "log"
+        text = CONFIG.format(run=self.run, data=digits, port=self.port)
+        self.config.write_text(text)
+
+    def start(self, *overrides: str, token: str | None = None) -> "subprocess.Popen[bytes]":
+        environment = self.cluster.environment(token)
+        return start(["train", str(self.config), *overrides], environment, self.log)
+
+    def train(self, *overrides: str, token: str | None = None) -> int:
+        return self.start(*overrides, token=token).wait(timeout=300)
+
+    @property
+    def output(self) -> str:
+        return self.log.read_text()
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        summary: dict[str, Any] = json.loads((self.run / "summary.json").read_text())
+        return summary
+
+    def reached(self, step: int) -> bool:
+        return any(int(n) >= step for n in re.findall(r"step +(\d+)  epoch", self.output))
+
+
+@pytest.fixture
+def job(tmp_path: Path, digits: Path, cluster: RayCluster) -> Job:
+    return Job(tmp_path, digits, cluster)
+
+
+@pytest.fixture(scope="module")
+def unbroken(
+    tmp_path_factory: pytest.TempPathFactory, digits: Path, cluster: RayCluster
+) -> dict[str, Any]:
+    """The summary of a run that nothing happened to."""
+    job = Job(tmp_path_factory.mktemp("unbroken"), digits, cluster)
+    assert job.train() == 0, job.output
+    return job.summary
+
+
+def rank_processes(run: Path) -> list[psutil.Process]:
+    """Processes that write a rank's log of this run."""
+    logs = str(run / "logs")
+    return [
+        process
+        for process in psutil.process_iter()
+        if any(file.path.startswith(logs) for file in open_files(process))
+    ]
+
+
+def open_files(process: psutil.Process) -> list[Any]:
+    try:
+        return list(process.open_files())
+    except psutil.Error:
+        return []
+
+
+def scrape(port: int) -> dict[str, float]:
+    """The samples that a rank serves, read by Prometheus' own parser, by name and labels."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as response:
+        families = list(text_string_to_metric_families(response.read().decode()))
+    return {
+        "".join([sample.name, *map(str, sorted(sample.labels.items()))]): sample.value
+        for family in families
+        for sample in family.samples
+    }
+
+
+def test_submitted_job_trains_and_serves_metrics(job: Job, unbroken: dict[str, Any]) -> None:
+    command = [*SUBMIT, "--address", job.cluster.dashboard, "--working-dir", str(ROOT), "--"]
+    command += ["python", "-m", "cluster", "train", str(job.config), "train.max_steps=40"]
+    environment = job.cluster.environment()
+    with job.log.open("wb") as output:
+        submitted = subprocess.Popen(command, env=environment, stdout=output, stderr=output)
+    wait_until(lambda: job.reached(2) or submitted.poll() is not None, 120, "two steps")
+    assert submitted.poll() is None, job.output
+    first = [scrape(job.port), scrape(job.port + 1)]
+    wait_until(lambda: job.reached(6), 60, "six steps")
+    later = [scrape(job.port), scrape(job.port + 1)]
+
+    for rank, (before, after) in enumerate(zip(first, later, strict=True)):
+        for counter in (
+            "alexnet_images_total",
+            "alexnet_steps_total",
+            "alexnet_step_seconds_count",
+        ):
+            assert after[counter] > before[counter] > 0
+        assert after["alexnet_phase_seconds_total('phase', 'compute')"] > 0
+        assert after["alexnet_world_size"] == 2
+        assert after["alexnet_rank"] == rank
+        assert ("alexnet_loss_nats" in after) == (rank == 0)
+    assert later[0]["alexnet_checkpoint_step"] >= 4
+    assert submitted.wait(timeout=300) == 0, job.output
+    assert job.summary["status"] == "completed"
+    assert job.summary["eval"]["images"] == 359
+
+
+def test_wrong_token_is_refused(job: Job) -> None:
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        urllib.request.urlopen(f"{job.cluster.dashboard}/api/jobs/", timeout=10)
+    assert refused.value.code == 401
+    assert job.train(token="0" * 32) == 1
+    assert "token" in job.output.splitlines()[-1]
+
+
+def test_killed_rank_changes_nothing(job: Job, unbroken: dict[str, Any]) -> None:
+    driver = job.start()
+    wait_until(lambda: job.reached(6), 120, "six steps")
+    rank_processes(job.run)[-1].kill()
+    assert driver.wait(timeout=300) == 0, job.output
+    assert job.summary["attempts"] == 2
+    assert job.summary["weights_sha256"] == unbroken["weights_sha256"]
+    steps = [json.loads(line)["step"] for line in (job.run / "metrics.jsonl").open()]
+    assert sorted(set(steps)) == list(range(1, 15))
+
+
+def test_killed_driver_leaves_nobody_and_goes_on(job: Job, unbroken: dict[str, Any]) -> None:
+    driver = job.start()
+    wait_until(lambda: job.reached(6), 120, "six steps")
+    driver.kill()
+    driver.wait()
+    wait_until(lambda: not rank_processes(job.run), 30, "the ranks' end")
+    assert job.train() == 0, job.output
+    assert job.summary["weights_sha256"] == unbroken["weights_sha256"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_stopped_run_goes_on_with_other_workers(
+    job: Job, unbroken: dict[str, Any], number: signal.Signals
+) -> None:
+    driver = job.start()
+    wait_until(lambda: job.reached(5), 120, "five steps")
+    driver.send_signal(number)
+    assert driver.wait(timeout=60) == 75, job.output
+    assert job.summary["status"] == "preempted"
+    assert 5 <= job.summary["steps"] < 14
+    assert not rank_processes(job.run)
+
+    assert job.train("cluster.workers=3") == 0, job.output
+    assert job.summary["world_size"] == 3
+    assert job.summary["weights_sha256"] == unbroken["weights_sha256"]
+
+    assert job.train("data.image_size=75") == 2
+    assert "a checkpoint of another model" in job.output.splitlines()[-1]
+
+
+def test_job_stop_leaves_a_checkpoint_and_no_process(job: Job, unbroken: dict[str, Any]) -> None:
+    name, address = f"stop-{job.port}", ["--address", job.cluster.dashboard]
+    submit = [*SUBMIT, *address, "--submission-id", name, "--no-wait", "--working-dir", str(ROOT)]
+    submit += ["--", "python", "-m", "cluster", "train", str(job.config)]
+    stop = [*RAY_JOB, "stop", *address, name]
+    environment = job.cluster.environment()
+    subprocess.run(submit, env=environment, check=True, capture_output=True)
+    metrics = job.run / "metrics.jsonl"
+    wait_until(lambda: metrics.exists() and len(metrics.read_text().splitlines()) > 2, 120, "steps")
+    subprocess.run(stop, env=environment, check=True, capture_output=True)
+    assert job.summary["status"] == "preempted"
+    assert not rank_processes(job.run)
+    assert job.train() == 0, job.output
+    assert job.summary["weights_sha256"] == unbroken["weights_sha256"]
+
+
+def test_more_workers_than_cpus_is_refused_in_time(job: Job) -> None:
+    overrides = ("cluster.workers=3", "cluster.cpus_per_worker=2", "cluster.start_timeout=3")
+    assert job.train(*overrides) == 2
+    last = job.output.splitlines()[-1]
+    assert "3 workers x 2 CPU" in last
+    assert "4 CPU" in last

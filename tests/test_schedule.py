@@ -1,0 +1,56 @@
+import math
+from typing import Literal
+
+import pytest
+
+from alexnet.config import ScheduleConfig
+from alexnet.schedule import learning_rate
+
+Decay = Literal["constant", "cosine", "inverse_time"]
+DECAYS: tuple[Decay, ...] = ("constant", "cosine", "inverse_time")
+
+
+@pytest.mark.parametrize(
+    ("decay", "warmup", "step", "rate"),
+    [
+        ("constant", 0, 0, 1.0),
+        ("constant", 0, 99, 1.0),
+        ("constant", 4, 0, 0.2),
+        ("constant", 4, 3, 0.8),
+        ("constant", 4, 4, 1.0),
+        ("cosine", 0, 0, 1.0),
+        ("cosine", 0, 25, 0.5 * (1 + math.sqrt(0.5))),
+        ("cosine", 0, 50, 0.5),
+        ("cosine", 20, 60, 0.5),  # half-way from 20 to 100
+        ("cosine", 0, 100, 0.0),
+        ("cosine", 0, 250, 0.0),  # a step after the planned end
+        ("inverse_time", 0, 0, 1.0),
+        ("inverse_time", 0, 10, 0.5),
+        ("inverse_time", 10, 40, 0.25),
+        ("cosine", 200, 99, 0.4975124378109453),  # the run ends while it warms up
+        ("cosine", 100, 100, 1.0),
+    ],
+)
+def test_rate_of_a_step_of_100(decay: Decay, warmup: int, step: int, rate: float) -> None:
+    config = ScheduleConfig(learning_rate=1, warmup_steps=warmup, decay=decay, decay_rate=0.1)
+    assert learning_rate(config, step, 100) == pytest.approx(rate, abs=1e-15)
+
+
+@pytest.mark.parametrize("decay", DECAYS)
+@pytest.mark.parametrize("warmup", [1, 7, 50])
+def test_warm_up_rises_evenly_to_the_peak_and_decay_starts_there(decay: Decay, warmup: int) -> None:
+    config = ScheduleConfig(learning_rate=0.3, warmup_steps=warmup, decay=decay)
+    rates = [learning_rate(config, step, 1000) for step in range(1000)]
+    rise = 0.3 / (warmup + 1)
+    assert rates[0] == pytest.approx(rise)
+    for before, after in zip(rates[:warmup], rates[1 : warmup + 1], strict=True):
+        assert after - before == pytest.approx(rise)
+    assert rates[warmup] == pytest.approx(0.3)
+    assert max(rates) == rates[warmup]
+    for before, after in zip(rates[warmup:-1], rates[warmup + 1 :], strict=True):
+        assert 0 <= before - after < 0.3 / 100
+
+
+def test_cosine_ends_near_zero() -> None:
+    config = ScheduleConfig(learning_rate=1, warmup_steps=10, decay="cosine")
+    assert 0 < learning_rate(config, 999, 1000) < 1e-5
