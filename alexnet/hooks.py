@@ -92,7 +92,6 @@ class LogLines(Hook):
         global_batch: int,
         phases: Phases,
         sinks: Sequence[Callable[[dict[str, Any]], None]],
-        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         """Hand each record to all `sinks`."""
         self._every = every
@@ -100,8 +99,7 @@ class LogLines(Hook):
         self._global_batch = global_batch
         self._phases = phases
         self._sinks = sinks
-        self._clock = clock
-        self._since = self._training_seconds()
+        self._since = phases.training_seconds
         self._events: list[StepEvent] = []
 
     def on_step(self, event: StepEvent) -> None:  # noqa: D102
@@ -118,8 +116,7 @@ class LogLines(Hook):
 
     def _emit(self) -> None:
         events, self._events = self._events, []
-        now, since = self._training_seconds(), self._since
-        self._since = now
+        since, self._since = self._since, events[-1].training_seconds
         images = len(events) * self._global_batch
         self._send(
             {
@@ -129,17 +126,13 @@ class LogLines(Hook):
                 "loss": sum(event.result.loss for event in events) / len(events),
                 "accuracy": sum(event.result.accuracy for event in events) / len(events),
                 "learning_rate": events[-1].rate,
-                "images_per_second": images / max(now - since, 1e-9),
+                "images_per_second": images / max(self._since - since, 1e-9),
                 "phase_seconds": {k: round(v, 3) for k, v in self._phases.seconds.items()},
             }
         )
 
     def _epoch(self, step: int) -> dict[str, float]:
         return {"epoch": round(step / self._steps_per_epoch, 3)}
-
-    def _training_seconds(self) -> float:
-        """The clock without the time of evaluations."""
-        return self._clock() - self._phases.seconds["eval"]
 
     def _send(self, record: dict[str, Any]) -> None:
         for sink in self._sinks:

@@ -5,13 +5,13 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import tensorflow as tf
 
 from alexnet.evaluation import Evaluation
 from alexnet.step import StepResult, TrainStep
 
-Running = tuple[int, float, tf.Tensor]  # steps taken with it, learning rate, result to be read
 PHASES = ("data", "compute", "exchange", "checkpoint", "eval")
 
 
@@ -22,6 +22,7 @@ class StepEvent:
     step: int  # steps taken, this one included
     rate: float
     result: StepResult
+    training_seconds: float  # of this rank until the step was launched, see `Phases`
 
 
 class Hook:
@@ -52,6 +53,11 @@ class Phases:
         self._clock = clock
         self.seconds = dict.fromkeys(PHASES, 0.0)
 
+    @property
+    def training_seconds(self) -> float:
+        """Time in all phases but evaluation."""
+        return sum(self.seconds.values()) - self.seconds["eval"]
+
     @contextmanager
     def __call__(self, phase: str) -> Iterator[None]:
         """Count the block's time as `phase`."""
@@ -65,6 +71,15 @@ class Phases:
         """Count time that was counted as one phase as another."""
         self.seconds[from_phase] -= seconds
         self.seconds[to_phase] += seconds
+
+
+class _Launched(NamedTuple):
+    """A step whose result is still to be read."""
+
+    step: int
+    rate: float
+    training_seconds: float
+    result: tf.Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +101,7 @@ class Trainer:
         only a hook that wants the state makes the loop catch up. Ranks agree when to stop without
         a further message: a wish that step k carried ends the run after step k + 1, everywhere.
         """
-        running: deque[Running] = deque()
+        running: deque[_Launched] = deque()
         stop_at, done = self.total_steps, first_step
         batches = iter(self.batches(first_step)) if first_step < self.total_steps else iter(())
         while done < stop_at:
@@ -96,7 +111,7 @@ class Trainer:
                 rate = self.rate(done)
                 result = self.step(images, labels, done, rate, self.stop_requested())
             done += 1
-            running.append((done, rate, result))
+            running.append(_Launched(done, rate, self.phases.training_seconds, result))
 
             waiting = [hook for hook in self.hooks if hook.wants_state(done)]
             stop_at = min(stop_at, self._settle(running, leave=0 if waiting else 1))
@@ -108,16 +123,19 @@ class Trainer:
             hook.on_end(done, stopped)
         return done, stopped
 
-    def _settle(self, running: deque[Running], leave: int) -> int:
+    def _settle(self, running: deque[_Launched], leave: int) -> int:
         """Read results until `leave` are left; return the step to stop at, if one asked for it."""
         stop_at = self.total_steps
         while len(running) > leave:
-            step, rate, tensor = running.popleft()
+            step, rate, training_seconds, tensor = running.popleft()
             with self.phases("compute"):
                 result = self.step.read(tensor)
             self.phases.move(result.exchange_seconds, "compute", "exchange")
+            event = StepEvent(
+                step=step, rate=rate, result=result, training_seconds=training_seconds
+            )
             for hook in self.hooks:
-                hook.on_step(StepEvent(step=step, rate=rate, result=result))
+                hook.on_step(event)
             if result.stop:
                 stop_at = min(stop_at, step + 1)
         return stop_at

@@ -41,6 +41,7 @@ class History:
     """What the attempts of a run add up to."""
 
     attempts: int = 0
+    furthest: int = 0  # step that any attempt has reached
     phase_seconds: dict[str, float] = field(default_factory=dict)
     started_at: datetime = field(default_factory=lambda: datetime.now(UTC))
     clock: float = field(default_factory=time.monotonic)
@@ -69,7 +70,7 @@ def run_job(config: JobConfig, replace: bool, screen: Screen) -> dict[str, Any]:
     _open_run(config, replace)
     history = History()
     try:
-        with _Stop() as stop, _ray(screen):
+        with _ray(screen), _Stop() as stop:  # in this order: Ray sets handlers of its own
             workers, gpus_per_worker = plan_workers(config, ray.cluster_resources())
             screen.start(config, workers, gpus_per_worker)
             result = _until_done(config, workers, gpus_per_worker, history, stop, screen)
@@ -126,12 +127,21 @@ def _ray(screen: Screen) -> Iterator[None]:
         own = {"include_dashboard": False} if address == "local" else {}
         ray.init(address, log_to_driver=False, logging_level=logging.WARNING, **own)
     except (RayError, ConnectionError, RuntimeError) as error:
-        raise AlexnetError(f"Ray at {address}: {' '.join(str(error).split())}") from None
+        raise AlexnetError(f"Ray at {address}: {_refusal(error)}") from error
     os.environ["CUDA_VISIBLE_DEVICES"] = ""  # GPUs are the workers'
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def _refusal(error: Exception) -> str:
+    if "InvalidAuthToken" in f"{error} {error.__cause__}":
+        return (
+            "refused: the token in RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token is "
+            "missing or not that cluster's"
+        )
+    return " ".join(str(error).split())
 
 
 class _Stop:
@@ -164,9 +174,14 @@ def _until_done(
     stop: _Stop,
     screen: Screen,
 ) -> RankResult:
-    """Start the group, again where it is lost, until it has trained or been stopped."""
+    """Start the group, again where it is lost, until it has trained or been stopped.
+
+    Two attempts in a row that get no further than the ones before are enough: it is no accident.
+    """
+    barren = 0
     while True:
         history.attempts += 1
+        before = history.furthest
         try:
             with (
                 WorkerGroup(config, workers, gpus_per_worker) as group,
@@ -176,7 +191,9 @@ def _until_done(
                     group.train(rendezvous)
                 )
         except AttemptFailedError as failure:
-            if history.attempts > config.cluster.max_restarts or stop.wanted.is_set():
+            barren = barren + 1 if history.furthest == before else 0
+            spent = history.attempts > config.cluster.max_restarts
+            if spent or barren == 2 or stop.wanted.is_set():
                 raise
             screen.say(f"{failure}; starting again from the newest checkpoint")
 
@@ -242,6 +259,7 @@ class _Watch:
     def _relay(self) -> None:
         for status in (statuses := self._group.look()):
             for record in status.records:
+                self._history.furthest = max(self._history.furthest, record["step"])
                 self._phase_seconds = record.get("phase_seconds", self._phase_seconds)
                 self._screen.record(record)
         limit = self._config.cluster.stall_timeout

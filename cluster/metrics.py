@@ -35,7 +35,7 @@ class Metrics(Hook):
         self._phase = counter("phase_seconds", "Time of this rank by phase.", ("phase",))
         self._step_seconds = Histogram(
             "alexnet_step_seconds",
-            "Time of a step: data, compute and exchange.",
+            "Time of a step, with its data and, where there is one, its checkpoint.",
             buckets=STEP_BUCKETS,
             registry=self.registry,
         )
@@ -66,9 +66,8 @@ class Metrics(Hook):
         self._steps.inc()
         self._step.set(event.step)
         self._rate.set(event.rate)
-        seconds = sum(self._phases.seconds[phase] for phase in ("data", "compute", "exchange"))
-        self._step_seconds.observe(seconds - self._last_seconds)
-        self._last_seconds = seconds
+        self._step_seconds.observe(event.training_seconds - self._last_seconds)
+        self._last_seconds = event.training_seconds
         self._count_phases()
         if self._reports_result:
             self._loss.set(event.result.loss)

@@ -6,7 +6,6 @@ a process does so only once its environment is set.
 
 import logging
 import os
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -72,7 +71,6 @@ def _train(config: JobConfig, exchange: HorovodExchange, board: Board) -> RankRe
         phases=phases,
         stop_requested=board.stop.is_set,
     )
-    started = time.perf_counter()
     step, stopped = trainer.run(first_step)
     weights = {k: v.numpy() for k, v in model_variables(task.step.model).items()}
     return RankResult(
@@ -81,7 +79,7 @@ def _train(config: JobConfig, exchange: HorovodExchange, board: Board) -> RankRe
         stopped=stopped,
         evaluation=dict(evaluate.latest) if evaluate.latest else None,
         phase_seconds=phases.seconds,
-        training_seconds=time.perf_counter() - started - phases.seconds["eval"],
+        training_seconds=phases.training_seconds,
         weights_sha256=state_sha256(weights),
         wire_bytes_per_step=exchange.wire_bytes("step"),
     )

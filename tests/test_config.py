@@ -186,13 +186,12 @@ def test_infinity_is_refused(field: str, path: Path) -> None:
 
 def test_settings_do_not_change() -> None:
     with pytest.raises(ValueError, match="frozen"):
-        RunConfig().train.epochs = 5
+        RunConfig().train.epochs = 5  # type: ignore[misc]
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
 def test_every_config_in_the_repository_loads(config: Path) -> None:
     assert load(JobConfig, config).train.virtual_workers >= 1
-    assert config.stem in load(JobConfig, config).run_dir
 
 
 def test_there_are_configs_to_load() -> None:

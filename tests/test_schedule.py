@@ -1,4 +1,5 @@
 import math
+from itertools import pairwise
 from typing import Literal
 
 import pytest
@@ -43,11 +44,11 @@ def test_warm_up_rises_evenly_to_the_peak_and_decay_starts_there(decay: Decay, w
     rates = [learning_rate(config, step, 1000) for step in range(1000)]
     rise = 0.3 / (warmup + 1)
     assert rates[0] == pytest.approx(rise)
-    for before, after in zip(rates[:warmup], rates[1 : warmup + 1], strict=True):
+    for before, after in pairwise(rates[: warmup + 1]):
         assert after - before == pytest.approx(rise)
     assert rates[warmup] == pytest.approx(0.3)
     assert max(rates) == rates[warmup]
-    for before, after in zip(rates[warmup:-1], rates[warmup + 1 :], strict=True):
+    for before, after in pairwise(rates[warmup:]):
         assert 0 <= before - after < 0.3 / 100
 
 
