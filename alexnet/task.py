@@ -132,14 +132,14 @@ class Task:
         Raises:
             ConfigError: it is of another model, or of another order of the data.
         """
-        saved.check_fits(self.step.variables)
         for group in ("model", "order"):
             for name, value in self.facts[group].items():
                 if (was := saved.facts[group].get(name)) != value:
                     raise ConfigError(
-                        f"{saved.path}: made with {group} {name} = {was!r}, this run has "
-                        f"{value!r}; name another run_dir or pass --replace"
+                        f"{saved.path}: a checkpoint of another {group}: {name} is {was!r} there, "
+                        f"{value!r} here; name another run_dir or pass --replace"
                     )
+        saved.check_fits(self.step.variables)
         for name, variable in self.step.variables.items():
             variable.assign(saved.state[name])
 

@@ -67,7 +67,7 @@ def ray_cluster(cpus: int, folder: Path) -> Iterator[RayCluster]:
 
 
 def start(
-    arguments: list[str], environment: Mapping[str, str], log: Path
+    arguments: list[str], environment: Mapping[str, str], log: Path, new_session: bool = False
 ) -> "subprocess.Popen[bytes]":
     """Start `python -m cluster` with `arguments`; its output goes to `log`."""
     with log.open("wb") as output:
@@ -77,6 +77,7 @@ def start(
             cwd=ROOT,
             stdout=output,
             stderr=subprocess.STDOUT,
+            start_new_session=new_session,
         )
 
 

@@ -19,12 +19,13 @@ from tests.clusters import BIN, ROOT, RayCluster, free_ports, ray_cluster, start
 pytestmark = pytest.mark.ray
 
 RAY_JOB = [str(BIN / "ray"), "job"]
+STEPS = 12
 SUBMIT = [*RAY_JOB, "submit"]
 
 CONFIG = """
 run_dir: {run}
 data: {{path: {data}, image_size: 67, augment: {{shift: 0.1}}}}
-train: {{global_batch: 24, micro_batch: 8, max_steps: 14, log_every: 1, exact_sums: true}}
+train: {{global_batch: 24, micro_batch: 8, max_steps: {steps}, log_every: 1, exact_sums: true}}
 schedule: {{learning_rate: 0.01, warmup_steps: 5}}
 checkpoint: {{every: 4}}
 cluster: {{workers: 2, threads_per_worker: 1, metrics_port: {port}, start_timeout: 60}}
@@ -45,7 +46,7 @@ class Job:
         self.config = folder / "config.yaml"
         self.port = free_ports(1)[0]
         self.log = folder / "log"
-        text = CONFIG.format(run=self.run, data=digits, port=self.port)
+        text = CONFIG.format(steps=STEPS, run=self.run, data=digits, port=self.port)
         self.config.write_text(text)
 
     def start(self, *overrides: str, token: str | None = None) -> "subprocess.Popen[bytes]":
@@ -113,7 +114,7 @@ def scrape(port: int) -> dict[str, float]:
 
 def test_submitted_job_trains_and_serves_metrics(job: Job, unbroken: dict[str, Any]) -> None:
     command = [*SUBMIT, "--address", job.cluster.dashboard, "--working-dir", str(ROOT), "--"]
-    command += ["python", "-m", "cluster", "train", str(job.config), "train.max_steps=40"]
+    command += ["python", "-m", "cluster", "train", str(job.config), "train.max_steps=20"]
     environment = job.cluster.environment()
     with job.log.open("wb") as output:
         submitted = subprocess.Popen(command, env=environment, stdout=output, stderr=output)
@@ -156,7 +157,7 @@ def test_killed_rank_changes_nothing(job: Job, unbroken: dict[str, Any]) -> None
     assert job.summary["attempts"] == 2
     assert job.summary["weights_sha256"] == unbroken["weights_sha256"]
     steps = [json.loads(line)["step"] for line in (job.run / "metrics.jsonl").open()]
-    assert sorted(set(steps)) == list(range(1, 15))
+    assert sorted(set(steps)) == list(range(1, STEPS + 1))
 
 
 def test_killed_driver_leaves_nobody_and_goes_on(job: Job, unbroken: dict[str, Any]) -> None:
@@ -169,36 +170,40 @@ def test_killed_driver_leaves_nobody_and_goes_on(job: Job, unbroken: dict[str, A
     assert job.summary["weights_sha256"] == unbroken["weights_sha256"]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_stopped_run_goes_on_with_other_workers(
-    job: Job, unbroken: dict[str, Any], number: signal.Signals
-) -> None:
+def test_interrupted_run_goes_on_with_other_workers(job: Job, unbroken: dict[str, Any]) -> None:
+    stop(job, signal.SIGINT)
+    assert job.train("cluster.workers=3") == 0, job.output
+    assert job.summary["world_size"] == 3
+    assert job.summary["weights_sha256"] == unbroken["weights_sha256"]
+
+
+def test_checkpoint_of_another_model_is_refused(job: Job) -> None:
+    stop(job, signal.SIGTERM)
+    assert job.train("data.image_size=75") == 2
+    assert "a checkpoint of another model: image_size is 67 there" in job.output.splitlines()[-1]
+
+
+def stop(job: Job, number: signal.Signals) -> None:
+    """Start, stop after some steps by a signal to the driver, and check what it left."""
     driver = job.start()
     wait_until(lambda: job.reached(5), 120, "five steps")
     driver.send_signal(number)
     assert driver.wait(timeout=60) == 75, job.output
     assert job.summary["status"] == "preempted"
-    assert 5 <= job.summary["steps"] < 14
+    assert 5 <= job.summary["steps"] < STEPS
     assert not rank_processes(job.run)
-
-    assert job.train("cluster.workers=3") == 0, job.output
-    assert job.summary["world_size"] == 3
-    assert job.summary["weights_sha256"] == unbroken["weights_sha256"]
-
-    assert job.train("data.image_size=75") == 2
-    assert "a checkpoint of another model" in job.output.splitlines()[-1]
 
 
 def test_job_stop_leaves_a_checkpoint_and_no_process(job: Job, unbroken: dict[str, Any]) -> None:
     name, address = f"stop-{job.port}", ["--address", job.cluster.dashboard]
     submit = [*SUBMIT, *address, "--submission-id", name, "--no-wait", "--working-dir", str(ROOT)]
     submit += ["--", "python", "-m", "cluster", "train", str(job.config)]
-    stop = [*RAY_JOB, "stop", *address, name]
+    stop_it = [*RAY_JOB, "stop", *address, name]
     environment = job.cluster.environment()
     subprocess.run(submit, env=environment, check=True, capture_output=True)
     metrics = job.run / "metrics.jsonl"
     wait_until(lambda: metrics.exists() and len(metrics.read_text().splitlines()) > 2, 120, "steps")
-    subprocess.run(stop, env=environment, check=True, capture_output=True)
+    subprocess.run(stop_it, env=environment, check=True, capture_output=True)
     assert job.summary["status"] == "preempted"
     assert not rank_processes(job.run)
     assert job.train() == 0, job.output
