@@ -2,19 +2,14 @@
 
 import json
 import logging
-import math
 import os
 import shutil
-import signal
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from types import FrameType
-from typing import Any, cast
+from typing import Any
 
 os.environ.setdefault("RAY_AUTH_MODE", "token")  # before Ray reads it
 
@@ -29,31 +24,8 @@ from cluster.board import RankResult
 from cluster.config import JobConfig
 from cluster.rendezvous import Rendezvous
 from cluster.screen import Screen
-from cluster.workers import RankFailure, WorkerGroup
-
-POLL_SECONDS = 0.25
-PEER_GRACE_SECONDS = 2.0
-log = logging.getLogger(__name__)
-
-
-@dataclass(kw_only=True)
-class History:
-    """What the attempts of a run add up to."""
-
-    attempts: int = 0
-    furthest: int = 0  # step that any attempt has reached
-    phase_seconds: dict[str, float] = field(default_factory=dict)
-    started_at: datetime = field(default_factory=lambda: datetime.now(UTC))
-    clock: float = field(default_factory=time.monotonic)
-
-    def add(self, phase_seconds: dict[str, float]) -> None:
-        """Add the phases of an attempt that has ended."""
-        for phase, seconds in phase_seconds.items():
-            self.phase_seconds[phase] = self.phase_seconds.get(phase, 0.0) + seconds
-
-
-class AttemptFailedError(AlexnetError):
-    """The group was lost, for a reason that may be gone when it is started again."""
+from cluster.watch import AttemptFailedError, History, Stop, Watch
+from cluster.workers import WorkerGroup
 
 
 def run_job(config: JobConfig, replace: bool, screen: Screen) -> dict[str, Any]:
@@ -70,7 +42,7 @@ def run_job(config: JobConfig, replace: bool, screen: Screen) -> dict[str, Any]:
     _open_run(config, replace)
     history = History()
     try:
-        with _ray(screen), _Stop() as stop:  # in this order: Ray sets handlers of its own
+        with _ray(screen), Stop() as stop:  # in this order: Ray sets handlers of its own
             workers, gpus_per_worker = plan_workers(config, ray.cluster_resources())
             screen.start(config, workers, gpus_per_worker)
             result = _until_done(config, workers, gpus_per_worker, history, stop, screen)
@@ -144,34 +116,12 @@ def _refusal(error: Exception) -> str:
     return " ".join(str(error).split())
 
 
-class _Stop:
-    """Turns SIGTERM and the first Ctrl-C into a wish, and the second Ctrl-C into an end."""
-
-    def __init__(self) -> None:
-        self.wanted = threading.Event()
-        self._previous: dict[int, Any] = {}
-
-    def __enter__(self) -> "_Stop":
-        for number in (signal.SIGTERM, signal.SIGINT):
-            self._previous[number] = signal.signal(number, self._handle)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-
-    def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.wanted.is_set() and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.wanted.set()
-
-
 def _until_done(
     config: JobConfig,
     workers: int,
     gpus_per_worker: int,
     history: History,
-    stop: _Stop,
+    stop: Stop,
     screen: Screen,
 ) -> RankResult:
     """Start the group, again where it is lost, until it has trained or been stopped.
@@ -187,7 +137,7 @@ def _until_done(
                 WorkerGroup(config, workers, gpus_per_worker) as group,
                 Rendezvous(group.meeting_address, group.slots) as rendezvous,
             ):
-                return _Watch(config, group, stop, screen, history).until_done(
+                return Watch(config, group, stop, screen, history).until_done(
                     group.train(rendezvous)
                 )
         except AttemptFailedError as failure:
@@ -196,88 +146,6 @@ def _until_done(
             if spent or barren == 2 or stop.wanted.is_set():
                 raise
             screen.say(f"{failure}; starting again from the newest checkpoint")
-
-
-class _Watch:
-    """Looks after one attempt: relays progress, passes on a stop, notices its end."""
-
-    def __init__(
-        self, config: JobConfig, group: WorkerGroup, stop: _Stop, screen: Screen, history: History
-    ) -> None:
-        self._config = config
-        self._group = group
-        self._stop = stop
-        self._screen = screen
-        self._history = history
-        self._deadline = math.inf
-        self._phase_seconds: dict[str, float] = {}
-
-    def until_done(self, running: list[Any]) -> RankResult:
-        """Return rank 0's result, or raise for the first rank that failed."""
-        pending = list(running)
-        results: dict[Any, RankResult | RankFailure] = {}
-        try:
-            while pending:
-                done, pending = ray.wait(pending, timeout=POLL_SECONDS)
-                for reference in done:
-                    results[reference] = self._result(reference, running.index(reference))
-                if any(isinstance(result, RankFailure) for result in results.values()):
-                    self._fail(pending, results, running)
-                self._relay()
-                self._pass_on_stop()
-        except AttemptFailedError:
-            self._history.add(self._phase_seconds)
-            raise
-        first = cast(RankResult, results[running[0]])
-        self._history.add(first.phase_seconds)
-        return first
-
-    def _result(self, reference: Any, rank: int) -> RankResult | RankFailure:
-        try:
-            result: RankResult | RankFailure = ray.get(reference, timeout=POLL_SECONDS)
-        except RayError as error:
-            reason = str(error).strip().splitlines()[0]
-            return RankFailure(rank=rank, message=f"rank {rank}: its process died: {reason}")
-        return result
-
-    def _fail(
-        self, pending: list[Any], results: dict[Any, RankResult | RankFailure], running: list[Any]
-    ) -> None:
-        """Raise the failure that started it: peers of a lost rank fail too, and say so first."""
-        late = []
-        if pending:
-            late, _ = ray.wait(pending, num_returns=len(pending), timeout=PEER_GRACE_SECONDS)
-        for reference in late:
-            results[reference] = self._result(reference, running.index(reference))
-        self._relay()
-        failures = [result for result in results.values() if isinstance(result, RankFailure)]
-        failures.sort(key=lambda failure: (failure.error is None, failure.of_peers, failure.rank))
-        if failures[0].error:
-            raise failures[0].error
-        raise AttemptFailedError(failures[0].message)
-
-    def _relay(self) -> None:
-        for status in (statuses := self._group.look()):
-            for record in status.records:
-                self._history.furthest = max(self._history.furthest, record["step"])
-                self._phase_seconds = record.get("phase_seconds", self._phase_seconds)
-                self._screen.record(record)
-        limit = self._config.cluster.stall_timeout
-        stuck = [rank for rank, status in enumerate(statuses) if status.idle_seconds > limit]
-        if stuck:
-            raise AttemptFailedError(f"rank {stuck[0]}: no progress for {limit:.0f} s")
-
-    def _pass_on_stop(self) -> None:
-        if not self._stop.wanted.is_set():
-            return
-        if math.isinf(self._deadline):
-            self._screen.say("stopping: writing a last checkpoint")
-            self._group.stop()
-            self._deadline = time.monotonic() + self._config.cluster.stop_timeout
-        elif time.monotonic() > self._deadline:
-            raise AttemptFailedError(
-                f"no checkpoint within {self._config.cluster.stop_timeout:.0f} s of the stop"
-            )
 
 
 def _outcome(

@@ -84,11 +84,10 @@ def assert_same_bits(one: State, other: State) -> None:
 
 
 def run(step: TrainStep, virtual_workers: int = V) -> list[StepResult]:
-    """Take the steps of RATES on the step's own share of the batches."""
+    """Take the steps of RATES on whole batches."""
     images, labels = batches(virtual_workers)
-    mine = slice(step._share.start, step._share.stop)
     return [
-        step.read(step(images[at, mine], labels[at, mine], at, rate, stop=False))
+        step.read(step(images[at], labels[at], at, rate, stop=False))
         for at, rate in enumerate(RATES)
     ]
 
@@ -170,9 +169,12 @@ class Ring:
             tensors = [
                 tensor + part for tensor, part in zip(tensors, self.before.parts, strict=True)
             ]
-        with tf.init_scope():
-            self.parts = [tf.Variable(tf.zeros(x.shape, x.dtype)) for x in tensors]
-        return [part.assign(x) for part, x in zip(self.parts, tensors, strict=True)]
+        if not self.parts:
+            with tf.init_scope():
+                self.parts = [tf.Variable(tf.zeros(x.shape, x.dtype)) for x in tensors]
+        for part, x in zip(self.parts, tensors, strict=True):
+            part.assign(x)
+        return list(tensors)
 
     def broadcast(self, variables: Sequence[tf.Variable]) -> None:
         raise NotImplementedError
@@ -189,9 +191,10 @@ def state_of_ranks(world_size: int, virtual_workers: int, sums: Sums) -> State:
         ranks.append(train_step(model, mine, ring, virtual_workers=virtual_workers, sums=sums))
     images, labels = batches(virtual_workers)
     for at, rate in enumerate(RATES):
-        for step in ranks:
-            mine = slice(step._share.start, step._share.stop)
-            step(images[at, mine], labels[at, mine], at, rate, stop=False)
+        for rank, step in enumerate(ranks):
+            of_rank = share(virtual_workers, rank, world_size)
+            own = slice(of_rank.start, of_rank.stop)
+            step(images[at, own], labels[at, own], at, rate, stop=False)
         for step in ranks[:-1]:
             for name, variable in step.variables.items():
                 variable.assign(ranks[-1].variables[name])
