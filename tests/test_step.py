@@ -1,5 +1,6 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 
 import keras
 import numpy as np
@@ -201,7 +202,7 @@ def state_of_ranks(world_size: int, virtual_workers: int, sums: Sums) -> State:
     return state_of(ranks[-1])
 
 
-@pytest.mark.parametrize(("world_size", "virtual_workers"), [(2, 4), (3, 5), (5, 5)])
+@pytest.mark.parametrize(("world_size", "virtual_workers"), [(2, 4), (3, 5)])
 def test_shares_of_ranks_add_up_to_the_step_of_one(world_size: int, virtual_workers: int) -> None:
     alone = train_step(
         small_model(dropout=0.5), range(virtual_workers), virtual_workers=virtual_workers
@@ -212,9 +213,8 @@ def test_shares_of_ranks_add_up_to_the_step_of_one(world_size: int, virtual_work
 
 
 def test_exact_sums_give_the_same_bits_at_any_number_of_ranks() -> None:
-    one, two, five = (state_of_ranks(world_size, 5, FixedPoint()) for world_size in (1, 2, 5))
-    assert_same_bits(one, two)
-    assert_same_bits(one, five)
+    one, three = (state_of_ranks(world_size, 5, FixedPoint()) for world_size in (1, 3))
+    assert_same_bits(one, three)
 
 
 def test_the_same_step_from_the_same_state_gives_the_same_bits() -> None:
@@ -224,11 +224,16 @@ def test_the_same_step_from_the_same_state_gives_the_same_bits() -> None:
     assert_same_bits(state_of(one), state_of(other))
 
 
+@cache
+def traced(first: int, last: int, seed: int, dropout: float) -> TrainStep:
+    return train_step(small_model(dropout), range(first, last), seed=seed)
+
+
 def loss_without_learning(
     step: int = 0, mine: range = range(1), seed: int = 3, dropout: float = 0.5
 ) -> float:
     """The part that virtual workers of one and the same micro-batch have in the loss."""
-    taken = train_step(small_model(dropout), mine, seed=seed)
+    taken = traced(mine.start, mine.stop, seed, dropout)
     images, labels = batches()
     same_images = tf.stack([images[0, 0]] * len(mine))
     same_labels = tf.stack([labels[0, 0]] * len(mine))
@@ -269,15 +274,15 @@ def test_layers_drop_different_units() -> None:
 
 
 @pytest.mark.parametrize("sums", [Float32(), FixedPoint()], ids=["float32", "exact"])
-@pytest.mark.parametrize("asks", [(False, False), (True, False), (False, True), (True, True)])
-def test_all_ranks_stop_where_any_asks_for_it(asks: tuple[bool, bool], sums: Sums) -> None:
+def test_all_ranks_stop_where_any_asks_for_it(sums: Sums) -> None:
     images, labels = batches()
     ring = Ring(0, 2, before=None)
     first = train_step(small_model(), range(2), ring, sums=sums)
     second = train_step(small_model(), range(2, 4), Ring(1, 2, before=ring), sums=sums)
-    first(images[0, :2], labels[0, :2], 0, 0.1, stop=asks[0])
-    result = second.read(second(images[0, 2:], labels[0, 2:], 0, 0.1, stop=asks[1]))
-    assert result.stop is any(asks)
+    for asks in ((False, False), (True, False), (False, True), (True, True), (False, False)):
+        first(images[0, :2], labels[0, :2], 0, 0.1, stop=asks[0])
+        result = second.read(second(images[0, 2:], labels[0, 2:], 0, 0.1, stop=asks[1]))
+        assert result.stop is any(asks)
 
 
 def test_a_rate_of_zero_moves_statistics_but_no_weight() -> None:
