@@ -19,7 +19,7 @@ from alexnet.errors import ConfigError
 class Settings(BaseModel):
     """A frozen, keyword-only group of settings that refuses keys that it does not know."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class AugmentConfig(Settings):

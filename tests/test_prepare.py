@@ -179,7 +179,6 @@ def end_of_a_file_damaged() -> list[bytes]:
     return cut + changed
 
 
-@pytest.mark.xfail(strict=True, reason="Pillow accepts files that TensorFlow does not")
 def test_a_damaged_image_is_refused_or_mended_but_never_left_to_the_training() -> None:
     accepted = 0
     for encoded in end_of_a_file_damaged():
@@ -300,7 +299,6 @@ def test_too_much_that_cannot_be_decoded_makes_no_set(
     assert prepare(str(root), out, PrepareOptions(max_rejected=0.12)).rejected == 8
 
 
-@pytest.mark.xfail(strict=True, reason="means of no pixels are NaN")
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 def test_no_training_image_left_makes_no_set(image_tree: ImageTree, tmp_path: Path) -> None:
     root = image_tree(*(f"val/a/{i}.png" for i in range(30)), "train/a/1.png")

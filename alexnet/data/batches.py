@@ -5,8 +5,7 @@ random changes run off its lock. Images stay uint8 until they are on the device.
 """
 
 from collections import OrderedDict
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +14,9 @@ import tensorflow as tf
 from alexnet.config import AugmentConfig, DataConfig
 from alexnet.data.order import Order
 from alexnet.data.shards import Split
+from alexnet.errors import DataError
 
+Batch = tuple[tf.Tensor, tf.Tensor]
 Encoded = tuple[list[bytes], npt.NDArray[np.int64], npt.NDArray[np.int64]]
 
 
@@ -50,9 +51,49 @@ class ChunkReader:
         return self._chunks[chunk]
 
 
+class Batches:
+    """A tf.data pipeline out of which an error of reading comes as it is, not wrapped."""
+
+    def __init__(
+        self,
+        encoded: Callable[[], Iterator[Encoded]],
+        pipeline: Callable[[tf.data.Dataset], tf.data.Dataset],
+    ) -> None:
+        """Send what `encoded` yields through `pipeline`."""
+        self._encoded = encoded
+        self._error: DataError | None = None
+        signature = (
+            tf.TensorSpec([None], tf.string),
+            tf.TensorSpec([None], tf.int64),
+            tf.TensorSpec([None, 2], tf.int64),
+        )
+        source = tf.data.Dataset.from_generator(self._read, output_signature=signature)
+        self._dataset = pipeline(source)
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Yield (images, labels).
+
+        Raises:
+            DataError: a chunk cannot be read.
+        """
+        try:
+            yield from self._dataset
+        except tf.errors.OpError:
+            if self._error:
+                raise self._error from None
+            raise
+
+    def _read(self) -> Iterator[Encoded]:
+        try:
+            yield from self._encoded()
+        except DataError as error:
+            self._error = error
+            raise
+
+
 def training_batches(
     split: Split, order: Order, virtual_workers: range, config: DataConfig, first_step: int
-) -> tf.data.Dataset:
+) -> Batches:
     """Endless batches of one rank, from `first_step` on.
 
     Each is (images uint8 [k, micro_batch, size, size, 3], labels int64 [k, micro_batch]) for the k
@@ -71,17 +112,18 @@ def training_batches(
                 yield *reader.rows(rows), np.stack([epoch, rows], axis=1)
             step += 1
 
-    def decode(image: tf.Tensor, label: tf.Tensor, seed: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    def decode(image: tf.Tensor, label: tf.Tensor, seed: tf.Tensor) -> Batch:
         pixels = decode_and_resize(image, config.image_size)
         return augment(pixels, config.augment, seed), label
 
-    dataset = _decoded(encoded, decode, config.threads, order.micro_batch)
-    return dataset.batch(len(virtual_workers), drop_remainder=True).prefetch(2)
+    def pipeline(source: tf.data.Dataset) -> tf.data.Dataset:
+        micro_batches = _decoded(source, decode, config.threads, order.micro_batch)
+        return micro_batches.batch(len(virtual_workers), drop_remainder=True).prefetch(2)
+
+    return Batches(encoded, pipeline)
 
 
-def evaluation_batches(
-    split: Split, rows: range, config: DataConfig, batch: int
-) -> tf.data.Dataset:
+def evaluation_batches(split: Split, rows: range, config: DataConfig, batch: int) -> Batches:
     """Every row of `rows` once, in order: (images uint8 [n, size, size, 3], labels int64 [n]).
 
     n is `batch` but for the last.
@@ -93,24 +135,23 @@ def evaluation_batches(
             numbers = np.arange(at, min(at + batch, rows.stop))
             yield *reader.rows(numbers), np.zeros((len(numbers), 2), np.int64)
 
-    def decode(image: tf.Tensor, label: tf.Tensor, seed: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    def decode(image: tf.Tensor, label: tf.Tensor, seed: tf.Tensor) -> Batch:
         return decode_and_resize(image, config.image_size), label
 
-    return _decoded(encoded, decode, config.threads, batch).prefetch(2)
+    def pipeline(source: tf.data.Dataset) -> tf.data.Dataset:
+        return _decoded(source, decode, config.threads, batch).prefetch(2)
+
+    return Batches(encoded, pipeline)
 
 
-def _decoded(encoded: Any, decode: Any, threads: int, batch: int) -> tf.data.Dataset:
-    signature = (
-        tf.TensorSpec([None], tf.string),
-        tf.TensorSpec([None], tf.int64),
-        tf.TensorSpec([None, 2], tf.int64),
-    )
-    dataset = tf.data.Dataset.from_generator(encoded, output_signature=signature)
-    dataset = dataset.unbatch().map(decode, tf.data.AUTOTUNE, deterministic=True).batch(batch)
+def _decoded(
+    source: tf.data.Dataset, decode: Callable[..., Batch], threads: int, batch: int
+) -> tf.data.Dataset:
     options = tf.data.Options()
     if threads:
         options.threading.private_threadpool_size = threads
-    return dataset.with_options(options)
+    images = source.unbatch().map(decode, tf.data.AUTOTUNE, deterministic=True)
+    return images.batch(batch).with_options(options)
 
 
 def decode_and_resize(encoded: tf.Tensor, size: int) -> tf.Tensor:
@@ -139,11 +180,12 @@ def augment(image: tf.Tensor, config: AugmentConfig, seed: tf.Tensor) -> tf.Tens
     offset = centre + shift - scale * centre  # output pixel p reads scale * p + offset
     zero = tf.zeros([])
     transform = tf.stack([scale[0], zero, offset[0], zero, scale[1], offset[1], zero, zero])
-    return tf.raw_ops.ImageProjectiveTransformV3(
-        images=image[None],
+    moved = tf.raw_ops.ImageProjectiveTransformV3(
+        images=tf.cast(image, tf.float32)[None],  # it would cut off, not round, integers
         transforms=transform[None],
         output_shape=[size, size],
         fill_value=0.0,
         interpolation="BILINEAR",
         fill_mode="NEAREST",
     )[0]
+    return tf.cast(tf.round(moved), tf.uint8)

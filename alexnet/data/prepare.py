@@ -25,6 +25,7 @@ from alexnet.errors import DataError
 
 MAX_PIXELS = 64_000_000
 EXIF_ORIENTATION = 0x0112
+ENDS = {"JPEG": b"\xff\xd9", "PNG": b"\0\0\0\0IEND\xaeB`\x82"}
 Moments = tuple[int, npt.NDArray[np.float64], npt.NDArray[np.float64]]
 Progress = Callable[[int, int], None]
 
@@ -99,12 +100,14 @@ def _write_set(
                 progress(done := done + len(block), len(source.items))
 
     _write_rejected(out, rejected)
+    if not moments[0]:
+        raise DataError(f"{name}: none of the training images can be decoded")
     _write_manifest(out, classes, splits, len(rejected), moments)
 
 
 def _place(item: Item) -> bytes:
     """Where an item stands in its split: shuffled, but the same for ever."""
-    return hashlib.sha256(item.key.encode("utf-8", "surrogateescape")).digest()
+    return hashlib.sha256(item.key.encode()).digest()
 
 
 def _decode(source: Source, item: Item, label_of: dict[str, int]) -> _Decoded | _Rejected:
@@ -119,8 +122,9 @@ def _decode(source: Source, item: Item, label_of: dict[str, int]) -> _Decoded | 
 def normalise(encoded: bytes) -> tuple[bytes, npt.NDArray[np.uint8]]:
     """Return bytes that every decoder agrees on, and the RGB pixels, uint8 [height, width, 3].
 
-    An upright 8-bit RGB or gray JPEG or PNG passes through as it is. Anything else (rotated by
-    EXIF, CMYK, palette, alpha, 16 bit, GIF, WebP, BMP) is written anew, alpha over white.
+    An upright 8-bit RGB or gray JPEG or PNG with a proper end passes through as it is. Anything
+    else (rotated by EXIF, CMYK, palette, alpha, 16 bit, GIF, WebP, BMP) is written anew, alpha over
+    white.
 
     Raises:
         DataError: no image, damaged, or larger than `MAX_PIXELS`.
@@ -128,6 +132,7 @@ def normalise(encoded: bytes) -> tuple[bytes, npt.NDArray[np.uint8]]:
     if not encoded:
         raise DataError("an empty file")
     try:
+        Image.open(BytesIO(encoded)).verify()  # a PNG's checksums, which decoding skips
         image: Image.Image = Image.open(BytesIO(encoded))
         if image.width * image.height > MAX_PIXELS:
             raise DataError(f"{image.width} x {image.height} pixels, at most {MAX_PIXELS} allowed")
@@ -136,7 +141,7 @@ def normalise(encoded: bytes) -> tuple[bytes, npt.NDArray[np.uint8]]:
         raise DataError("not an image") from None
     except Image.DecompressionBombError as error:
         raise DataError(str(error)) from None
-    plain = image.format in ("JPEG", "PNG") and image.mode in ("RGB", "L")
+    plain = encoded.endswith(ENDS.get(image.format or "", ())) and image.mode in ("RGB", "L")
     upright = image.getexif().get(EXIF_ORIENTATION, 1) == 1
     if plain and upright:
         return encoded, np.asarray(image.convert("RGB"))

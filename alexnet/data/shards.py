@@ -130,7 +130,7 @@ class ShardSet:
                     for name, split in tree["splits"].items()
                 },
             )
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise DataError(f"{path}: not a manifest: {error!r}") from None
 
 

@@ -4,16 +4,21 @@ A source lists its items first (cheap: names only) and reads the bytes of one it
 any thread, so that `prepare` may choose order and parallelism.
 """
 
+import bz2
+import gzip
 import hashlib
+import lzma
 import os
 import shutil
 import tarfile
 import tempfile
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from alexnet.errors import DataError
 
@@ -101,8 +106,9 @@ def _digits() -> Source:
 
 def _folder(root: Path, validation_share: float) -> Source:
     files, folders = [], []
-    for parent, names, leaves in os.walk(root):
-        here = Path(parent).relative_to(root)
+    for parent, names, leaves in os.walk(root, followlinks=True):
+        here, real = Path(parent).relative_to(root), Path(parent).resolve()
+        names[:] = [name for name in names if not real.is_relative_to((real / name).resolve())]
         folders += [(here / name).as_posix() for name in names]
         files += [(here / leaf).as_posix() for leaf in leaves]
     items = _tree(str(root), files, folders, validation_share)
@@ -112,34 +118,32 @@ def _folder(root: Path, validation_share: float) -> Source:
 @contextmanager
 def _plain_tar(path: Path) -> Iterator[Path]:
     """Yield an uncompressed copy of the archive (itself, if it is), for reads at any offset."""
-    try:
-        tarfile.open(path, "r:").close()
+    openers: dict[bytes, Callable[..., Any]] = {
+        b"\x1f\x8b": gzip.open,
+        b"BZ": bz2.open,
+        b"\xfd7": lzma.open,
+    }
+    with path.open("rb") as file:
+        opener = openers.get(file.read(2))
+    if opener is None:
         yield path
         return
-    except tarfile.ReadError:
-        pass
     with tempfile.NamedTemporaryFile(suffix=".tar") as copy:
-        import bz2
-        import gzip
-        import lzma
-
-        for opener in (gzip.open, bz2.open, lzma.open):
-            try:
-                with opener(path, "rb") as compressed:
-                    shutil.copyfileobj(compressed, copy, 1 << 20)
-                break
-            except (OSError, lzma.LZMAError, EOFError):
-                copy.seek(0)
-                copy.truncate()
-        else:
-            raise DataError(f"{path}: a damaged or unknown compressed tar")
+        try:
+            with opener(path, "rb") as compressed:
+                shutil.copyfileobj(compressed, copy, 1 << 20)
+        except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
+            raise DataError(f"{path}: a damaged archive: {error}") from None
         copy.flush()
         yield Path(copy.name)
 
 
 def _tar(path: Path, plain: Path, validation_share: float) -> Source:
-    with tarfile.open(plain, "r:") as archive:
-        members = archive.getmembers()
+    try:
+        with tarfile.open(plain, "r:") as archive:
+            members = archive.getmembers()
+    except tarfile.TarError as error:
+        raise DataError(f"{path}: a damaged archive: {error}") from None
     for member in members:
         parts = PurePosixPath(member.name).parts
         if ".." in parts or member.name.startswith("/"):
@@ -164,11 +168,13 @@ def _tree(
     origin: str, files: Iterable[str], folders: Iterable[str], validation_share: float
 ) -> tuple[Item, ...]:
     """Items of `[...]/[split/[...]]class/image.jpg` paths."""
-    images = [
+    images = sorted(
         path
         for path in map(PurePosixPath, files)
         if path.suffix.lower() in IMAGE_SUFFIXES and not _hidden(path) and len(path.parts) > 1
-    ]
+    )
+    for path in images:
+        _check_name(origin, path)
     if not images:
         raise DataError(f"{origin}: no images; expected split/class/*.jpg or class/*.jpg")
     _refuse_empty(origin, images, map(PurePosixPath, folders))
@@ -182,11 +188,22 @@ def _tree(
     if VALIDATION not in split_of.values():
         split_of = {path: _hashed_split(path, validation_share) for path in images}
     items = tuple(
-        Item(key=str(path), split=str(split_of[path]), class_name=path.parts[-2])
-        for path in sorted(images)
+        Item(key=str(path), split=str(split_of[path]), class_name=path.parts[-2]) for path in images
     )
     _check_classes(origin, items)
     return items
+
+
+def _check_name(origin: str, path: PurePosixPath) -> None:
+    if path.parts[-2].lower() in SPLIT_NAMES:
+        raise DataError(
+            f"{origin}: {path} stands right in the folder of a split; expected "
+            f"{path.parent}/CLASS/{path.name}"
+        )
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise DataError(f"{origin}: the name {str(path)!r} is not UTF-8; rename it") from None
 
 
 def _hidden(path: PurePosixPath) -> bool:
@@ -199,7 +216,7 @@ def _named_split(path: PurePosixPath) -> str | None:
 
 
 def _hashed_split(path: PurePosixPath, validation_share: float) -> str:
-    digest = hashlib.sha256(str(path).encode("utf-8", "surrogateescape")).digest()
+    digest = hashlib.sha256(str(path).encode()).digest()
     return VALIDATION if int.from_bytes(digest[:8]) < validation_share * 2**64 else TRAIN
 
 
