@@ -68,7 +68,8 @@ def write(folder: Path, step: int, state: State, facts: Mapping[str, Any]) -> Pa
     partial = folder / f".{final.name}.partial"
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    save_file(dict(state), partial / STATE)
+    whole = {name: np.ascontiguousarray(array) for name, array in state.items()}
+    save_file(whole, partial / STATE)
     _write_json(partial / FACTS, {**facts, "step": step})
     _write_json(partial / MANIFEST, {name: _sha256(partial / name) for name in (STATE, FACTS)})
     for name in (STATE, FACTS, MANIFEST):

@@ -113,8 +113,8 @@ def _place(item: Item) -> bytes:
 def _decode(source: Source, item: Item, label_of: dict[str, int]) -> _Decoded | _Rejected:
     try:
         encoded, pixels = normalise(source.read(item))
-    except (DataError, OSError, ValueError, SyntaxError) as error:
-        return _Rejected(key=item.key, reason=" ".join(str(error).split()))
+    except (DataError, OSError) as error:
+        return _Rejected(key=item.key, reason=str(error))
     row = Row(image=encoded, path=item.key, label=label_of[item.class_name])
     return _Decoded(row=row, moments=_moments(pixels))
 
@@ -139,8 +139,8 @@ def normalise(encoded: bytes) -> tuple[bytes, npt.NDArray[np.uint8]]:
         image.load()
     except UnidentifiedImageError:
         raise DataError("not an image") from None
-    except Image.DecompressionBombError as error:
-        raise DataError(str(error)) from None
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise DataError(" ".join(str(error).split()) or "damaged") from None
     plain = encoded.endswith(ENDS.get(image.format or "", ())) and image.mode in ("RGB", "L")
     upright = image.getexif().get(EXIF_ORIENTATION, 1) == 1
     if plain and upright:

@@ -44,7 +44,7 @@ class Snapshots(Hook):
         }
         print(json.dumps({"step": step, "sha256": state_sha256(state)}), flush=True)
         if step in self._steps and self._rank == 0:
-            np.savez(self._out / f"{step}.npz", **state)
+            np.savez(self._out / f"{step}.npz", allow_pickle=False, **state)
 
 
 def main() -> None:
