@@ -56,20 +56,21 @@ def state_sha256(state: State) -> str:
     """Return a hash over names, types, shapes and values."""
     digest = hashlib.sha256()
     for name in sorted(state):
-        array = np.ascontiguousarray(state[name])
+        array = np.asarray(state[name], order="C")
         digest.update(f"{name} {array.dtype} {array.shape}\n".encode())
-        digest.update(array.data)
+        digest.update(array.tobytes())
     return digest.hexdigest()
 
 
 def write(folder: Path, step: int, state: State, facts: Mapping[str, Any]) -> Path:
     """Write a checkpoint below `folder` and return its path once it is safe on the disk."""
-    final = folder / f"step-{step:08d}"
+    final = folder / _name(step)
     partial = folder / f".{final.name}.partial"
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    whole = {name: np.ascontiguousarray(array) for name, array in state.items()}
-    save_file(whole, partial / STATE)
+    save_file(
+        {name: np.asarray(array, order="C") for name, array in state.items()}, partial / STATE
+    )
     _write_json(partial / FACTS, {**facts, "step": step})
     _write_json(partial / MANIFEST, {name: _sha256(partial / name) for name in (STATE, FACTS)})
     for name in (STATE, FACTS, MANIFEST):
@@ -115,6 +116,13 @@ def prune(folder: Path, keep: int) -> None:
         shutil.rmtree(path)
 
 
+def abandon(folder: Path, after: int) -> None:
+    """Delete checkpoints of more steps: damaged, or the run would not have been restored before."""
+    for path in _finished(folder):
+        if path.name > _name(after):
+            shutil.rmtree(path)
+
+
 class BackgroundWriter:
     """Writes checkpoints behind the training, at most one at a time.
 
@@ -149,10 +157,15 @@ class BackgroundWriter:
     def _write(self, step: int, state: State, facts: Mapping[str, Any]) -> None:
         try:
             write(self._folder, step, state, facts)
+            abandon(self._folder, step)
             prune(self._folder, self._keep)
             self._written(step)
         except Exception as error:  # raised in the training thread
             self._error = error
+
+
+def _name(step: int) -> str:
+    return f"step-{step:08d}"
 
 
 def _finished(folder: Path) -> list[Path]:

@@ -191,7 +191,7 @@ def stop(job: Job, number: signal.Signals) -> None:
     assert driver.wait(timeout=60) == 75, job.output
     assert job.summary["status"] == "preempted"
     assert 5 <= job.summary["steps"] < STEPS
-    assert not rank_processes(job.run)
+    wait_until(lambda: not rank_processes(job.run), 10, "the ranks' end")
 
 
 def test_job_stop_leaves_a_checkpoint_and_no_process(job: Job, unbroken: dict[str, Any]) -> None:
@@ -205,7 +205,7 @@ def test_job_stop_leaves_a_checkpoint_and_no_process(job: Job, unbroken: dict[st
     wait_until(lambda: metrics.exists() and len(metrics.read_text().splitlines()) > 2, 120, "steps")
     subprocess.run(stop_it, env=environment, check=True, capture_output=True)
     assert job.summary["status"] == "preempted"
-    assert not rank_processes(job.run)
+    wait_until(lambda: not rank_processes(job.run), 10, "the ranks' end")
     assert job.train() == 0, job.output
     assert job.summary["weights_sha256"] == unbroken["weights_sha256"]
 
