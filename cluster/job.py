@@ -48,9 +48,9 @@ def run_job(config: JobConfig, replace: bool, screen: Screen) -> dict[str, Any]:
             result = _until_done(config, workers, gpus_per_worker, history, stop, screen)
     except BaseException as error:
         code = error.exit_code if isinstance(error, AlexnetError) else EXIT_FAILED
-        _write_summary(
-            config, history, {"status": "failed", "exit_code": code, "error": str(error)}
-        )
+        failed = {"status": "failed", "exit_code": code, "error": str(error)}
+        reached = {"steps": history.furthest, "eval": None}
+        _write_summary(config, history, {**failed, **reached})
         raise
     return _write_summary(config, history, _outcome(config, history, workers, result))
 
@@ -87,6 +87,7 @@ def _open_run(config: JobConfig, replace: bool) -> None:
             raise ConfigError(f"{run}: not a run directory, so it is not replaced")
         shutil.rmtree(run)
     run.mkdir(parents=True, exist_ok=True)
+    (run / "summary.json").unlink(missing_ok=True)  # of the launch before
     record.write_text(dump(config))
 
 
