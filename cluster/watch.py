@@ -77,6 +77,7 @@ class Watch:
         self._history = history
         self._deadline = math.inf
         self._phase_seconds: dict[str, float] = {}
+        self._progress_at = {slot.rank: time.monotonic() for slot in group.slots}
 
     def until_done(self, running: list[Any]) -> RankResult:
         """Return rank 0's result, or raise for the first rank that failed."""
@@ -90,6 +91,7 @@ class Watch:
                 if any(isinstance(result, RankFailure) for result in results.values()):
                     self._fail(pending, results, running)
                 self._relay()
+                self._refuse_standstill()
                 self._pass_on_stop()
         except AttemptFailedError:
             self._history.add(self._phase_seconds)
@@ -123,15 +125,18 @@ class Watch:
         raise AttemptFailedError(failures[0].message)
 
     def _relay(self) -> None:
-        for status in (statuses := self._group.look()):
+        for rank, status in self._group.look().items():
+            self._progress_at[rank] = time.monotonic() - status.idle_seconds
             for record in status.records:
                 self._history.furthest = max(self._history.furthest, record["step"])
                 self._phase_seconds = record.get("phase_seconds", self._phase_seconds)
                 self._screen.record(record)
+
+    def _refuse_standstill(self) -> None:
         limit = self._config.cluster.stall_timeout
-        stuck = [rank for rank, status in enumerate(statuses) if status.idle_seconds > limit]
-        if stuck:
-            raise AttemptFailedError(f"rank {stuck[0]}: no progress for {limit:.0f} s")
+        rank, progress_at = min(self._progress_at.items(), key=lambda entry: entry[1])
+        if time.monotonic() - progress_at > limit:
+            raise AttemptFailedError(f"rank {rank}: no progress for {limit:.0f} s")
 
     def _pass_on_stop(self) -> None:
         if not self._stop.wanted.is_set():

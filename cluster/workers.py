@@ -7,6 +7,7 @@ import sys
 import traceback
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -24,6 +25,7 @@ from cluster.config import JobConfig
 from cluster.rendezvous import Rendezvous, assign_ranks
 
 LOOPBACK = "127.0.0.1"
+LOOK_SECONDS = 2.0
 log = logging.getLogger(__name__)
 
 
@@ -141,12 +143,15 @@ class WorkerGroup:
     def _on_one_node(self) -> bool:
         return {place.address for place in self._places} == {ray.util.get_node_ip_address()}
 
-    def look(self) -> list[Status]:
-        """Return each rank's status, or nothing at all if one does not answer in time."""
-        try:
-            statuses: list[Status] = ray.get([w.look.remote() for w in self._workers], timeout=10)
-        except RayError:  # the rank's own end says more than a failed look
-            return []
+    def look(self) -> dict[int, Status]:
+        """Return the status, by rank, of those that answer within a moment."""
+        asked = [worker.look.remote() for worker in self._workers]
+        ready, _ = ray.wait(asked, num_returns=len(asked), timeout=LOOK_SECONDS)
+        statuses = {}
+        for rank, reference in enumerate(asked):
+            if reference in ready:
+                with suppress(RayError):  # a dead rank's own end says more
+                    statuses[rank] = ray.get(reference)
         return statuses
 
     def stop(self) -> None:

@@ -224,8 +224,7 @@ def test_tensorboard_gets_the_numbers_by_step(tmp_path: Path) -> None:
     }
 
 
-def test_a_log_line_is_for_the_eyes_and_the_machine() -> None:
-    """Steps of records grow, so that a file of them can be cut at a step."""
+def test_log_lines_of_a_run_grow_by_step_and_are_json() -> None:
     records: list[dict[str, Any]] = []
     drive(LogLines(2, 5, 8, Phases(), [records.append]), range(1, 10))
     assert all(a["step"] < b["step"] for a, b in pairwise(records))

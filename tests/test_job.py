@@ -216,3 +216,12 @@ def test_more_workers_than_cpus_is_refused_in_time(job: Job) -> None:
     last = job.output.splitlines()[-1]
     assert "3 workers x 2 CPU" in last
     assert "4 CPU" in last
+
+
+def test_frozen_rank_is_noticed_and_replaced(job: Job, unbroken: dict[str, Any]) -> None:
+    driver = job.start("cluster.stall_timeout=40")
+    wait_until(lambda: job.reached(6), 120, "six steps")
+    rank_processes(job.run)[-1].suspend()
+    assert driver.wait(timeout=300) == 0, job.output
+    assert "no progress for 40 s" in job.output
+    assert job.summary["weights_sha256"] == unbroken["weights_sha256"]

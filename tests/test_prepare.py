@@ -191,6 +191,21 @@ def test_a_damaged_image_is_refused_or_mended_but_never_left_to_the_training() -
     assert accepted
 
 
+@pytest.mark.xfail(strict=True, reason="a false marker near the end stops TensorFlow, not Pillow")
+def test_a_jpeg_that_is_damaged_inside_is_refused_or_decoded_in_training() -> None:
+    from alexnet.data.batches import decode_and_resize
+
+    whole, accepted = jpeg(COLOUR), 0
+    for at in range(len(whole) // 2, len(whole) - 2, 3):
+        try:
+            written, _ = normalise(whole[:at] + b"\xff" + whole[at + 1 :])
+        except DataError:
+            continue
+        accepted += 1
+        assert decode_and_resize(written, 40).shape == (40, 40, 3)
+    assert accepted
+
+
 CATS_AND_DOGS = tuple(f"{name}/{i}.png" for name in ("검은 고양이", "dogs") for i in range(30))
 
 
