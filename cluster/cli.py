@@ -118,5 +118,10 @@ def _one_line(run: Callable[[], Any]) -> None:
             traceback.print_exc()
         click.echo(f"alexnet: {error}", err=True)
         sys.exit(error.exit_code)
+    except OSError as error:
+        if "--debug" in sys.argv:
+            traceback.print_exc()
+        click.echo(f"alexnet: {error}", err=True)
+        sys.exit(EXIT_FAILED)
     except KeyboardInterrupt:
         sys.exit(EXIT_FAILED)

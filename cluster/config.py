@@ -38,6 +38,11 @@ class JobConfig(RunConfig):
         """The run directory, absolute."""
         return Path(self.run_dir).absolute()
 
+    def with_absolute_paths(self) -> "JobConfig":
+        """Return the same job with paths that mean the same in every process of a cluster."""
+        data = self.data.model_copy(update={"path": str(Path(self.data.path).absolute())})
+        return self.model_copy(update={"run_dir": str(self.run_path), "data": data})
+
     def check_workers(self, workers: int) -> None:
         """Raise ConfigError unless each of `workers` ranks gets at least one micro-batch."""
         virtual = self.train.virtual_workers

@@ -27,6 +27,16 @@ from cluster.screen import Screen
 from cluster.watch import AttemptFailedError, History, Stop, Watch
 from cluster.workers import WorkerGroup
 
+RUN_ENTRIES = {
+    "config.yaml",
+    "checkpoints",
+    "logs",
+    "metrics.jsonl",
+    "tensorboard",
+    "summary.json",
+    ".summary.json.partial",
+}
+
 
 def run_job(config: JobConfig, replace: bool, screen: Screen) -> dict[str, Any]:
     """Train as configured, in the run directory, and return what `summary.json` says.
@@ -36,6 +46,7 @@ def run_job(config: JobConfig, replace: bool, screen: Screen) -> dict[str, Any]:
     Raises:
         AlexnetError: in one line, with its exit code, why there is no trained model.
     """
+    config = config.with_absolute_paths()
     if isinstance(config.cluster.workers, int):
         config.check_workers(config.cluster.workers)
     _prepare_data(config, screen)
@@ -82,9 +93,10 @@ def _prepare_data(config: JobConfig, screen: Screen) -> None:
 
 def _open_run(config: JobConfig, replace: bool) -> None:
     run, record = config.run_path, config.run_path / "config.yaml"
+    strange = sorted({path.name for path in run.glob("*")} - RUN_ENTRIES)
+    if strange:
+        raise ConfigError(f"{run}: not a run directory, it holds {strange[0]!r}; name another")
     if replace and run.exists():
-        if not record.exists() and any(run.iterdir()):
-            raise ConfigError(f"{run}: not a run directory, so it is not replaced")
         shutil.rmtree(run)
     run.mkdir(parents=True, exist_ok=True)
     (run / "summary.json").unlink(missing_ok=True)  # of the launch before

@@ -96,6 +96,8 @@ class Watch:
         except AttemptFailedError:
             self._history.add(self._phase_seconds)
             raise
+        if len({cast(RankResult, result).weights_sha256 for result in results.values()}) > 1:
+            raise AlexnetError("the ranks ended with different weights: do not use this model")
         first = cast(RankResult, results[running[0]])
         self._history.add(first.phase_seconds)
         return first
