@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, cast
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from alexnet.data.storage import refuse_credentials
 from alexnet.errors import ConfigError
 
 
@@ -29,19 +30,57 @@ class AugmentConfig(Settings):
     zoom: float = Field(0.0, ge=0, lt=1, description="sides scale by 1-zoom to 1+zoom")
     horizontal_flip: bool = Field(False, description="mirror left to right, one time in two")
     vertical_flip: bool = Field(False, description="mirror top to bottom, one time in two")
+    colour: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="standard deviation along the principal colours; the paper: 0.1",
+    )
 
 
 class DataConfig(Settings):
     """Where the images come from and how they become tensors."""
 
-    path: str = Field("data/digits", description="a prepared set: the folder of its manifest.json")
+    path: str = Field(
+        "data/digits", description="a prepared set: the folder, or URI, of its manifest.json"
+    )
     source: str | None = Field(
-        None, description="prepared into `path` if no set is there: a folder, a tar, or 'digits'"
+        None, description="prepared into `path` if no set is there: what `prepare` takes"
     )
     image_size: int = Field(227, ge=67, le=1024, description="side of the square input, pixels")
+    fit: Literal["stretch", "crop"] = Field(
+        "stretch", description="stretch: the whole image; crop: a part of its centre, as the paper"
+    )
+    resize: int = Field(256, ge=67, le=2048, description="crop: the shorter side before, pixels")
+    evaluation_crops: Literal[1, 10] = Field(
+        1, description="crop: views of an image whose predictions are averaged; the paper: 10"
+    )
+    augment: AugmentConfig = AugmentConfig()
     window: int = Field(2048, ge=1, description="rows of a stream shuffled together")
     threads: int = Field(0, ge=0, description="decoding threads a rank; 0: this rank's cores")
-    augment: AugmentConfig = AugmentConfig()
+    read_ahead: int = Field(8, ge=0, description="batches whose row groups are read in advance")
+    on_bad_row: Literal["fail", "skip"] = Field(
+        "fail", description="skip: the next good row takes the place of one that is damaged"
+    )
+    max_bad_rows: float = Field(0.01, ge=0, le=1, description="share of a split skipped at most")
+    cache_dir: str = Field(
+        "~/.cache/alexnet/shards", description="where a node keeps row groups from far stores"
+    )
+    cache_bytes: int = Field(20 << 30, ge=0, description="what it keeps at most; 0: nothing")
+
+    @field_validator("path", "source")
+    @classmethod
+    def _no_credentials(cls, name: str | None) -> str | None:
+        refuse_credentials(name or "")
+        return name
+
+    @model_validator(mode="after")
+    def _crop_fits(self) -> "DataConfig":
+        if self.fit == "crop" and self.resize < self.image_size:
+            raise ValueError(f"resize {self.resize} is less than image_size {self.image_size}")
+        if self.evaluation_crops > 1 and self.fit != "crop":
+            raise ValueError("evaluation_crops 10 needs fit: crop")
+        return self
 
 
 class ModelConfig(Settings):

@@ -1,5 +1,6 @@
 """Top-1, top-5 and loss over a split; every image counts once, at any number of ranks."""
 
+import math
 from collections.abc import Callable, Iterable
 from typing import TypedDict
 
@@ -25,7 +26,10 @@ class Evaluator:
         batches: Callable[[], Iterable[tuple[tf.Tensor, tf.Tensor]]],
         sum_over_ranks: Callable[[list[tf.Tensor]], list[tf.Tensor]],
     ) -> None:
-        """Score on this rank's `batches`, images uint8 [n, size, size, 3] and labels int64 [n]."""
+        """Score on this rank's `batches`: images uint8 [n, views, size, size, 3], labels int64 [n].
+
+        An image's views are crops of it, whose predicted probabilities are averaged.
+        """
         self._model = model
         self._batches = batches
         self._sum_over_ranks = sum_over_ranks
@@ -46,8 +50,12 @@ class Evaluator:
         }
 
     def _score_batch(self, images: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
-        logits = self._model(tf.cast(images, tf.float32), training=False)
-        losses = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
-        right = [tf.math.in_top_k(labels, logits, k) for k in (1, min(5, logits.shape[-1]))]
+        _, views, height, width, channels = images.shape
+        flat = tf.cast(tf.reshape(images, [-1, height, width, channels]), tf.float32)
+        logits = self._model(flat, training=False)
+        by_view = tf.reshape(tf.nn.log_softmax(logits), [-1, views, logits.shape[-1]])
+        scores = tf.reduce_logsumexp(by_view, axis=1) - math.log(views)
+        losses = -tf.gather(scores, labels, batch_dims=1)
+        right = [tf.math.in_top_k(labels, scores, k) for k in (1, min(5, scores.shape[-1]))]
         rows = [*(tf.cast(r, tf.float64) for r in right), tf.cast(losses, tf.float64)]
         return tf.stack([*map(tf.reduce_sum, rows), tf.cast(tf.size(labels), tf.float64)])

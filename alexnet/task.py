@@ -1,20 +1,19 @@
 """A run's parts, put together from its settings: data, order, model, step, evaluation."""
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import keras
-import tensorflow as tf
 
 from alexnet import checkpoint
 from alexnet.config import DataConfig, ModelConfig, RunConfig
-from alexnet.data.batches import evaluation_batches, training_batches
+from alexnet.data.batches import Batches, evaluation_batches, training_batches
 from alexnet.data.order import Order, share
-from alexnet.data.shards import ShardSet, Split
+from alexnet.data.shards import ShardSet
 from alexnet.data.sources import TRAIN, VALIDATION
+from alexnet.data.storage import RangeCache, absolute
 from alexnet.errors import ConfigError, DataError
 from alexnet.evaluation import Evaluator
 from alexnet.exact import FixedPoint, Float32
@@ -23,6 +22,8 @@ from alexnet.model import build_model
 from alexnet.optimizer import Momentum
 from alexnet.schedule import learning_rate
 from alexnet.step import TrainStep, model_variables
+
+VIEW = ("image_size", "fit", "resize", "evaluation_crops")  # how the model sees an image
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +44,7 @@ class Task:
         Raises:
             DataError: no such dataset, or fewer rows than a global batch.
         """
-        dataset = ShardSet.open(Path(config.data.path))
+        dataset = open_dataset(config.data)
         order = Order(
             seed=config.seed,
             chunk_rows=dataset.splits[TRAIN].chunk_rows,
@@ -76,13 +77,7 @@ class Task:
             order=order,
             share=mine,
             step=step,
-            evaluator=evaluator(
-                model,
-                dataset.splits[VALIDATION],
-                config.data,
-                config.train.micro_batch,
-                exchange,
-            ),
+            evaluator=evaluator(model, dataset, config.data, config.train.micro_batch, exchange),
         )
 
     @property
@@ -95,10 +90,9 @@ class Task:
         """Steps to take: the planned ones, unless `max_steps` ends the run before."""
         return min(self.planned_steps, self.config.train.max_steps or self.planned_steps)
 
-    def batches(self, first_step: int) -> Iterable[tuple[tf.Tensor, tf.Tensor]]:
+    def batches(self, first_step: int) -> Batches:
         """Return this rank's training batches from `first_step` on."""
-        split = self.dataset.splits[TRAIN]
-        return training_batches(split, self.order, self.share, self.config.data, first_step)
+        return training_batches(self.dataset, self.order, self.share, self.config.data, first_step)
 
     def rate(self, step: int) -> float:
         """Return the learning rate of `step`, counted from 0."""
@@ -109,10 +103,10 @@ class Task:
         """What a checkpoint tells of itself beside its state."""
         train = self.config.train
         return {
-            "dataset": str(Path(self.config.data.path).absolute()),
+            "dataset": absolute(self.config.data.path),
             "model": {
                 **self.config.model.model_dump(),
-                "image_size": self.config.data.image_size,
+                **{name: getattr(self.config.data, name) for name in VIEW},
                 "classes": list(self.dataset.classes),
                 "mean": list(self.dataset.mean),
                 "std": list(self.dataset.std),
@@ -144,12 +138,24 @@ class Task:
             variable.assign(saved.state[name])
 
 
+def open_dataset(config: DataConfig) -> ShardSet:
+    """Open the prepared set that `config` names; what is far away is cached here.
+
+    Raises:
+        DataError: no such set.
+    """
+    folder = Path(config.cache_dir).expanduser()
+    cache = RangeCache(folder, config.cache_bytes) if config.cache_bytes else None
+    return ShardSet.open(config.path, cache)
+
+
 def evaluator(
-    model: keras.Model, split: Split, data: DataConfig, batch: int, exchange: Exchange
+    model: keras.Model, dataset: ShardSet, data: DataConfig, batch: int, exchange: Exchange
 ) -> Evaluator:
-    """Return what scores `model` on `split`, a share of its rows on each rank."""
-    rows = share(split.rows, exchange.rank, exchange.world_size)
-    batches = partial(evaluation_batches, split, rows, data, batch)
+    """Return what scores `model` on held-out images, a share of them on each rank."""
+    rows = share(dataset.splits[VALIDATION].rows, exchange.rank, exchange.world_size)
+    images = max(1, batch // data.evaluation_crops)
+    batches = partial(evaluation_batches, dataset, VALIDATION, rows, data, images)
     return Evaluator(model, batches, partial(exchange.sum, name="evaluation"))
 
 
@@ -168,22 +174,18 @@ def evaluate_checkpoint(path: Path, dataset_path: str | None) -> dict[str, Any]:
     saved = checkpoint.newest(path / "checkpoints") if is_run else checkpoint.read(path)
     if saved is None:
         raise DataError(f"{path}: no checkpoint that verifies")
-    dataset = ShardSet.open(Path(dataset_path or saved.facts["dataset"]))
+    name = dataset_path or saved.facts["dataset"]
     settings = dict(saved.facts["model"])
-    classes, image_size, mean, std = map(settings.pop, ("classes", "image_size", "mean", "std"))
+    data = DataConfig(path=name, **{name: settings.pop(name) for name in VIEW})
+    dataset = open_dataset(data)
+    classes, mean, std = map(settings.pop, ("classes", "mean", "std"))
     if list(dataset.classes) != classes:
         raise ConfigError(
-            f"{dataset_path}: its {len(dataset.classes)} classes are not the {len(classes)} that "
+            f"{name}: its {len(dataset.classes)} classes are not the {len(classes)} that "
             f"{saved.path} was trained on"
         )
-    model = build_model(ModelConfig(**settings), image_size, len(classes), mean, std)
+    model = build_model(ModelConfig(**settings), data.image_size, len(classes), mean, std)
     for name, variable in model_variables(model).items():
         variable.assign(saved.state[name])
-    score = evaluator(
-        model,
-        dataset.splits[VALIDATION],
-        DataConfig(image_size=image_size),
-        saved.facts["order"]["micro_batch"],
-        Alone(),
-    )
+    score = evaluator(model, dataset, data, saved.facts["order"]["micro_batch"], Alone())
     return {"checkpoint": str(saved.path), "step": saved.step, **score()}

@@ -6,6 +6,7 @@ from typing import Literal
 from pydantic import Field
 
 from alexnet.config import RunConfig, Settings
+from alexnet.data.storage import absolute
 from alexnet.errors import ConfigError
 
 Auto = Literal["auto"]
@@ -40,7 +41,7 @@ class JobConfig(RunConfig):
 
     def with_absolute_paths(self) -> "JobConfig":
         """Return the same job with paths that mean the same in every process of a cluster."""
-        data = self.data.model_copy(update={"path": str(Path(self.data.path).absolute())})
+        data = self.data.model_copy(update={"path": absolute(self.data.path)})
         return self.model_copy(update={"run_dir": str(self.run_path), "data": data})
 
     def check_workers(self, workers: int) -> None:

@@ -19,6 +19,7 @@ from ray.exceptions import RayError
 from alexnet.config import dump
 from alexnet.data.prepare import prepare
 from alexnet.data.shards import MANIFEST, ShardSet
+from alexnet.data.storage import Location
 from alexnet.errors import EXIT_FAILED, EXIT_OK, EXIT_STOPPED, AlexnetError, ConfigError
 from cluster.board import RankResult
 from cluster.config import JobConfig
@@ -81,8 +82,8 @@ def plan_workers(config: JobConfig, resources: dict[str, float]) -> tuple[int, i
 
 
 def _prepare_data(config: JobConfig, screen: Screen) -> None:
-    path = Path(config.data.path)
-    if config.data.source and not (path / MANIFEST).exists():
+    path = config.data.path
+    if config.data.source and not (Location.of(path) / MANIFEST).exists():
         screen.say(f"preparing {config.data.source} into {path}")
         prepare(config.data.source, path)
     dataset = ShardSet.open(path)

@@ -1,191 +1,239 @@
-"""Rows to tensors: decoding and augmentation in TensorFlow's C++ threads.
+"""Rows to tensors: reading ahead, decoding and augmentation, many images at once.
 
-Python only hands over the encoded bytes of one micro-batch at a time; decoding, resizing and the
-random changes run off its lock. Images stay uint8 until they are on the device.
+Python threads share out the work, and every heavy part of it (reading, decoding, resampling) runs
+in C and C++ off Python's lock. Images stay uint8 until they are on the device.
 """
 
-from collections import OrderedDict
-from collections.abc import Callable, Iterator
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from itertools import chain
 
+import cv2
 import numpy as np
 import numpy.typing as npt
-import tensorflow as tf
 
-from alexnet.config import AugmentConfig, DataConfig
-from alexnet.data.order import Order
-from alexnet.data.shards import Split
+from alexnet.config import DataConfig
+from alexnet.data.augment import Fitter
+from alexnet.data.images import Pixels
+from alexnet.data.order import Order, Rows
+from alexnet.data.reader import BadRowError, RowReader
+from alexnet.data.shards import ShardSet, Split
+from alexnet.data.sources import TRAIN
 from alexnet.errors import DataError
 
-Batch = tuple[tf.Tensor, tf.Tensor]
-Encoded = tuple[list[bytes], npt.NDArray[np.int64], npt.NDArray[np.int64]]
+Labels = npt.NDArray[np.int64]
+Batch = tuple[Pixels, Labels]
+
+TASK_ROWS = 32  # images that a thread decodes at a stretch
+MOST_STARTED = 8  # batches in the making
+NO_LABEL = -1
 
 
-class ChunkReader:
-    """Looks up single rows of a split and keeps the chunks last used."""
+@dataclass(frozen=True, kw_only=True)
+class _Job:
+    """A batch to be made: its rows, in any shape, and the epoch that they are taken in."""
 
-    def __init__(self, split: Split, capacity: int) -> None:
-        """Keep at most `capacity` chunks in memory."""
-        self._split = split
-        self._capacity = capacity
-        self._chunks: OrderedDict[int, tuple[list[bytes], npt.NDArray[np.int64]]] = OrderedDict()
-        self._first_rows = np.cumsum((0, *split.chunk_rows))[:-1]
+    rows: Rows
+    epoch: int = 0
 
-    def rows(self, rows: npt.NDArray[np.int64]) -> tuple[list[bytes], npt.NDArray[np.int64]]:
-        """Return encoded images and labels, int64 [n], of row numbers [n]."""
-        images, labels = [], np.empty(len(rows), np.int64)
-        chunks = np.searchsorted(self._first_rows, rows, side="right") - 1
-        for at, (row, chunk) in enumerate(zip(rows.tolist(), chunks.tolist(), strict=True)):
-            chunk_images, chunk_labels = self._chunk(chunk)
-            within = row - int(self._first_rows[chunk])
-            images.append(chunk_images[within])
-            labels[at] = chunk_labels[within]
-        return images, labels
 
-    def _chunk(self, chunk: int) -> tuple[list[bytes], npt.NDArray[np.int64]]:
-        if chunk in self._chunks:
-            self._chunks.move_to_end(chunk)
-        else:
-            if len(self._chunks) >= self._capacity:
-                self._chunks.popitem(last=False)
-            self._chunks[chunk] = self._split.read_chunk(chunk)
-        return self._chunks[chunk]
+class BadRows:
+    """What is done about rows that cannot be used: the run fails, or others take their places."""
+
+    def __init__(self, config: DataConfig, rows: int) -> None:
+        """Bear with at most `max_bad_rows` of `rows` different ones."""
+        self._fail = config.on_bad_row == "fail"
+        self._share = config.max_bad_rows
+        self._limit = config.max_bad_rows * rows
+        self._seen: set[int] = set()
+        self.skipped = 0  # times that a row was left out
+
+    def skip(self, row: int, reason: str) -> None:
+        """Take note of a bad row.
+
+        Raises:
+            DataError: none is tolerated, or these are too many.
+        """
+        if self._fail:
+            raise DataError(f"{reason} (data.on_bad_row=skip goes on without such rows)")
+        self._seen.add(row)
+        self.skipped += 1
+        if len(self._seen) > self._limit:
+            raise DataError(
+                f"{len(self._seen)} bad rows are more than data.max_bad_rows = {self._share:.2%} "
+                f"of the split; the last one: {reason}"
+            )
 
 
 class Batches:
-    """A tf.data pipeline out of which an error of reading comes as it is, not wrapped."""
+    """An iterator over batches, made by threads ahead of being asked for."""
 
     def __init__(
         self,
-        encoded: Callable[[], Iterator[Encoded]],
-        pipeline: Callable[[tf.data.Dataset], tf.data.Dataset],
+        jobs: Iterable[_Job],
+        reader: RowReader,
+        bad_rows: BadRows,
+        fill: Callable[[int, int, Pixels], int],
+        image_shape: tuple[int, ...],
+        config: DataConfig,
     ) -> None:
-        """Send what `encoded` yields through `pipeline`."""
-        self._encoded = encoded
-        self._error: DataError | None = None
-        signature = (
-            tf.TensorSpec([None], tf.string),
-            tf.TensorSpec([None], tf.int64),
-            tf.TensorSpec([None, 2], tf.int64),
-        )
-        source = tf.data.Dataset.from_generator(self._read, output_signature=signature)
-        self._dataset = pipeline(source)
+        """Make a batch a job; `fill(row, epoch, out)` writes one image and returns its label."""
+        self._jobs = iter(jobs)
+        self._reader = reader
+        self._bad_rows = bad_rows
+        self._fill = fill
+        self._image_shape = image_shape
+        self._threads = config.threads or len(os.sched_getaffinity(0))
+        self._ahead = config.read_ahead
+
+    @property
+    def skipped(self) -> int:
+        """Times that a bad row was left out so far."""
+        return self._bad_rows.skipped
 
     def __iter__(self) -> Iterator[Batch]:
         """Yield (images, labels).
 
         Raises:
-            DataError: a chunk cannot be read.
+            DataError: a row is bad and may not be skipped.
         """
+        cv2.setNumThreads(0)  # the threads are these
+        expected: deque[_Job] = deque()
+        started: deque[tuple[Batch, list[Future[None]]]] = deque()
+        pool = ThreadPoolExecutor(self._threads, thread_name_prefix="decode")
         try:
-            yield from self._dataset
-        except tf.errors.OpError:
-            if self._error:
-                raise self._error from None
-            raise
+            while True:
+                for job in self._more(expected):
+                    self._reader.expect(job.rows.ravel())
+                    expected.append(job)
+                while expected and self._idle(started):
+                    started.append(self._start(expected.popleft(), pool))
+                if not started:
+                    return
+                batch, tasks = started.popleft()
+                for task in tasks:
+                    task.result()
+                yield _without_gaps(*batch)
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+            self._reader.close()
 
-    def _read(self) -> Iterator[Encoded]:
-        try:
-            yield from self._encoded()
-        except DataError as error:
-            self._error = error
-            raise
+    def _more(self, expected: deque[_Job]) -> Iterator[_Job]:
+        while len(expected) <= self._ahead:
+            job = next(self._jobs, None)
+            if job is None:
+                return
+            yield job
+
+    def _idle(self, started: deque[tuple[Batch, list[Future[None]]]]) -> bool:
+        """Whether the threads would run out of work before the next batch is asked for."""
+        waiting = sum(not task.done() for _, tasks in started for task in tasks)
+        return len(started) < 2 or (waiting < 2 * self._threads and len(started) < MOST_STARTED)
+
+    def _start(self, job: _Job, pool: ThreadPoolExecutor) -> tuple[Batch, list[Future[None]]]:
+        images = np.empty((*job.rows.shape, *self._image_shape), np.uint8)
+        labels = np.empty(job.rows.shape, np.int64)
+        rows, flat = job.rows.ravel(), images.reshape(-1, *self._image_shape)
+        tasks = [
+            pool.submit(self._fill_some, rows[some], job.epoch, flat[some], labels.ravel()[some])
+            for some in _slices(len(rows))
+        ]
+        return (images, labels), tasks
+
+    def _fill_some(self, rows: Rows, epoch: int, images: Pixels, labels: Labels) -> None:
+        for at, row in enumerate(rows.tolist()):
+            labels[at] = self._fill(row, epoch, images[at])
 
 
 def training_batches(
-    split: Split, order: Order, virtual_workers: range, config: DataConfig, first_step: int
+    dataset: ShardSet, order: Order, virtual_workers: range, config: DataConfig, first_step: int
 ) -> Batches:
     """Endless batches of one rank, from `first_step` on.
 
     Each is (images uint8 [k, micro_batch, size, size, 3], labels int64 [k, micro_batch]) for the k
-    virtual workers of the rank. What a row becomes depends on (seed, epoch, row) alone.
+    virtual workers of the rank. What a row becomes depends on (seed, epoch, row) alone. A bad row's
+    place is taken by the next good one, the same at any number of ranks.
     """
-    mean_chunk = max(1.0, split.rows / len(split.chunk_rows))
-    window_chunks = int(config.window / mean_chunk) + 3
-    reader = ChunkReader(split, capacity=len(virtual_workers) * window_chunks)
+    split = dataset.splits[TRAIN]
+    stream_rows = 2 * config.window + (config.read_ahead + MOST_STARTED) * order.micro_batch
+    reader = RowReader(split, len(virtual_workers) * _chunks_of(split, stream_rows))
+    bad_rows = BadRows(config, split.rows)
+    fitter = Fitter(config, dataset.covariance)
 
-    def encoded() -> Iterator[Encoded]:
+    def jobs() -> Iterator[_Job]:
         step = first_step
         while True:
-            for virtual_worker in virtual_workers:
-                rows = order.rows(step, virtual_worker)
-                epoch = np.full_like(rows, (order.seed << 24) + order.epoch_of(step))
-                yield *reader.rows(rows), np.stack([epoch, rows], axis=1)
+            rows = np.stack([order.rows(step, worker) for worker in virtual_workers])
+            yield _Job(rows=rows, epoch=order.epoch_of(step))
             step += 1
 
-    def decode(image: tf.Tensor, label: tf.Tensor, seed: tf.Tensor) -> Batch:
-        pixels = decode_and_resize(image, config.image_size)
-        return augment(pixels, config.augment, seed), label
+    def fill(row: int, epoch: int, out: Pixels) -> int:
+        for candidate in chain(range(row, split.rows), range(row)):
+            rng = np.random.Generator(np.random.Philox(key=[(order.seed << 32) + epoch, row]))
+            try:
+                encoded, label = reader.row(candidate)
+                _apply(partial(fitter.train, encoded, rng, out), reader, candidate)
+            except BadRowError as error:
+                bad_rows.skip(candidate, str(error))
+            else:
+                return label
+        raise DataError(f"{split.folder}: no good row is left")
 
-    def pipeline(source: tf.data.Dataset) -> tf.data.Dataset:
-        micro_batches = _decoded(source, decode, config.threads, order.micro_batch)
-        return micro_batches.batch(len(virtual_workers), drop_remainder=True).prefetch(2)
-
-    return Batches(encoded, pipeline)
+    size = config.image_size
+    return Batches(jobs(), reader, bad_rows, fill, (size, size, 3), config)
 
 
-def evaluation_batches(split: Split, rows: range, config: DataConfig, batch: int) -> Batches:
-    """Every row of `rows` once, in order: (images uint8 [n, size, size, 3], labels int64 [n]).
+def evaluation_batches(
+    dataset: ShardSet, name: str, rows: range, config: DataConfig, batch: int
+) -> Batches:
+    """Every row of `rows` once, in order: (images uint8 [n, views, size, size, 3], labels [n]).
 
-    n is `batch` but for the last.
+    n is `batch` but for the last, and where bad rows are left out.
     """
-    reader = ChunkReader(split, capacity=2)
+    split = dataset.splits[name]
+    reader = RowReader(split, _chunks_of(split, (config.read_ahead + MOST_STARTED) * batch))
+    bad_rows = BadRows(config, split.rows)
+    fitter = Fitter(config, dataset.covariance)
+    jobs = (
+        _Job(rows=np.arange(at, min(at + batch, rows.stop)))
+        for at in range(rows.start, rows.stop, batch)
+    )
 
-    def encoded() -> Iterator[Encoded]:
-        for at in range(rows.start, rows.stop, batch):
-            numbers = np.arange(at, min(at + batch, rows.stop))
-            yield *reader.rows(numbers), np.zeros((len(numbers), 2), np.int64)
+    def fill(row: int, epoch: int, out: Pixels) -> int:
+        try:
+            encoded, label = reader.row(row)
+            _apply(partial(fitter.evaluate, encoded, out), reader, row)
+        except BadRowError as error:
+            bad_rows.skip(row, str(error))
+            return NO_LABEL
+        return label
 
-    def decode(image: tf.Tensor, label: tf.Tensor, seed: tf.Tensor) -> Batch:
-        return decode_and_resize(image, config.image_size), label
-
-    def pipeline(source: tf.data.Dataset) -> tf.data.Dataset:
-        return _decoded(source, decode, config.threads, batch).prefetch(2)
-
-    return Batches(encoded, pipeline)
-
-
-def _decoded(
-    source: tf.data.Dataset, decode: Callable[..., Batch], threads: int, batch: int
-) -> tf.data.Dataset:
-    options = tf.data.Options()
-    if threads:
-        options.threading.private_threadpool_size = threads
-    images = source.unbatch().map(decode, tf.data.AUTOTUNE, deterministic=True)
-    return images.batch(batch).with_options(options)
+    size = config.image_size
+    return Batches(jobs, reader, bad_rows, fill, (config.evaluation_crops, size, size, 3), config)
 
 
-def decode_and_resize(encoded: tf.Tensor, size: int) -> tf.Tensor:
-    """Return uint8 [size, size, 3] of an encoded JPEG, PNG, BMP or GIF, stretched to the square."""
-    image = tf.io.decode_image(encoded, channels=3, expand_animations=False)
-    resized = tf.image.resize(image, [size, size], method="bilinear", antialias=True)
-    pixels = tf.cast(tf.clip_by_value(tf.round(resized), 0.0, 255.0), tf.uint8)
-    return tf.ensure_shape(pixels, [size, size, 3])
+def _apply(fit: Callable[[], None], reader: RowReader, row: int) -> None:
+    try:
+        fit()
+    except DataError as error:
+        raise BadRowError(f"{reader.name_of(row)}: {error}") from None
 
 
-def augment(image: tf.Tensor, config: AugmentConfig, seed: tf.Tensor) -> tf.Tensor:
-    """Shift, zoom and flip uint8 [size, size, 3]; edges repeat. `seed` is int64 [2].
+def _without_gaps(images: Pixels, labels: Labels) -> Batch:
+    """Leave out what has no label."""
+    if (labels != NO_LABEL).all():
+        return images, labels
+    return images[labels != NO_LABEL], labels[labels != NO_LABEL]
 
-    One affine resampling, as Keras' ImageDataGenerator does (shift and zoom drawn for each axis),
-    but bilinear; none at all where nothing is configured.
-    """
-    if config == AugmentConfig():
-        return image
-    size = image.shape[0]
-    draw = tf.random.stateless_uniform([6], seed, minval=-1.0, maxval=1.0, alg="philox")
-    scale = 1.0 + config.zoom * draw[0:2]
-    shift = config.shift * size * draw[2:4]
-    flips = tf.constant([config.horizontal_flip, config.vertical_flip])
-    scale = tf.where(flips & (draw[4:6] < 0), -scale, scale)
-    centre = (size - 1) / 2
-    offset = centre + shift - scale * centre  # output pixel p reads scale * p + offset
-    zero = tf.zeros([])
-    transform = tf.stack([scale[0], zero, offset[0], zero, scale[1], offset[1], zero, zero])
-    moved = tf.raw_ops.ImageProjectiveTransformV3(
-        images=tf.cast(image, tf.float32)[None],  # it would cut off, not round, integers
-        transforms=transform[None],
-        output_shape=[size, size],
-        fill_value=0.0,
-        interpolation="BILINEAR",
-        fill_mode="NEAREST",
-    )[0]
-    return tf.cast(tf.round(moved), tf.uint8)
+
+def _slices(rows: int) -> list[slice]:
+    return [slice(at, at + TASK_ROWS) for at in range(0, rows, TASK_ROWS)]
+
+
+def _chunks_of(split: Split, rows: int) -> int:
+    """Chunks that so many rows of a stream are at most in, those at both ends included."""
+    return rows * len(split.chunk_rows) // max(1, split.rows) + 3

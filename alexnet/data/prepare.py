@@ -2,31 +2,50 @@
 
 Rows are laid out by a hash of their key: the same input gives the same bytes, and every chunk mixes
 the classes. What cannot be decoded is listed in `rejected.csv` and left out.
+
+Beside each shard lies a note (`.NAME.done.json`) until the manifest is written: with these, a
+preparation that was killed goes on where it was, and ends in the same bytes.
 """
 
 import csv
+import fcntl
 import hashlib
+import io
 import json
 import os
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import reduce
-from io import BytesIO
 from pathlib import Path
+from typing import Literal
 
-import numpy as np
-import numpy.typing as npt
-from PIL import Image, ImageOps, UnidentifiedImageError
+import PIL
 
-from alexnet.data.shards import MANIFEST, SCHEMA_VERSION, Row, Shard, ShardSet, write_shard
+from alexnet.data.augment import shorter_side
+from alexnet.data.images import Pixels, decode, encode_jpeg, encode_raw, normalise
+from alexnet.data.manifest import NO_MOMENTS, Moments, add, manifest_of, moments_of
+from alexnet.data.parquet import Columns
+from alexnet.data.shards import (
+    MANIFEST,
+    SCHEMA_VERSION,
+    Row,
+    Shard,
+    ShardSet,
+    load_shard,
+    write_shard,
+)
 from alexnet.data.sources import TRAIN, VALIDATION, Item, Source, open_source
+from alexnet.data.storage import Location, explained
 from alexnet.errors import DataError
 
-MAX_PIXELS = 64_000_000
-EXIF_ORIENTATION = 0x0112
-ENDS = {"JPEG": b"\xff\xd9", "PNG": b"\0\0\0\0IEND\xaeB`\x82"}
-Moments = tuple[int, npt.NDArray[np.float64], npt.NDArray[np.float64]]
+REJECTED = "rejected.csv"
+PLAN = ".plan.json"
+LOCK = ".lock"
+COLUMNS = Columns(image="image.bytes", label="label")
+RESIZED_QUALITY = 90  # of JPEGs written at another size
 Progress = Callable[[int, int], None]
 
 
@@ -35,9 +54,11 @@ class PrepareOptions:
     """How a set is written."""
 
     validation_share: float = 0.1  # of the images, where the source names no validation split
+    size: int | None = None  # pixels of the shorter side; None: as they are
+    store: Literal["jpeg", "raw"] = "jpeg"  # raw: pixels, square if there is a size
     shard_rows: int = 4096
     max_rejected: float = 0.1  # share of undecodable images at which the set is refused
-    threads: int = 0  # 0: one a core
+    workers: int = 0  # threads; 0: one a core
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,57 +73,90 @@ class _Rejected:
     reason: str
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Done:
+    """A shard that is written, and what the manifest and `rejected.csv` need of it."""
+
+    shard: Shard
+    moments: Moments
+    rejected: list[_Rejected]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Block:
+    """The items of one shard to be."""
+
+    split: str
+    file: str
+    items: list[Item]
+
+
 def prepare(
     source_name: str,
-    out: Path,
+    out: str | Path,
     options: PrepareOptions = PrepareOptions(),
     progress: Progress = lambda done, total: None,
 ) -> ShardSet:
-    """Write `source_name` to `out` as shards with a manifest; return the opened set.
+    """Write `source_name` to `out`, a folder or a URI, as shards with a manifest; return the set.
 
     Raises:
-        DataError: `out` holds a set already, the source is unusable, or too much is rejected.
+        DataError: `out` holds a set already or is being written, the source is unusable, too much
+            of it is rejected, or the disk is full.
     """
-    if (out / MANIFEST).exists():
-        raise DataError(f"{out}: holds a prepared set already; remove it first or name another")
+    target = Location.of(out)
+    with explained(str(out)):
+        if (target / MANIFEST).exists():
+            raise DataError(f"{out}: holds a prepared set already; remove it first or name another")
     with open_source(source_name, options.validation_share) as source:
-        out.mkdir(parents=True, exist_ok=True)
-        _write_set(source_name, source, out, options, progress)
+        if target.is_local:
+            _prepare_here(source_name, source, target.local, options, progress)
+        else:
+            with tempfile.TemporaryDirectory() as folder, explained(str(out)):
+                _prepare_here(source_name, source, Path(folder), options, progress)
+                _upload(Path(folder), target)
     return ShardSet.open(out)
 
 
-def _write_set(
+def _upload(folder: Path, target: Location) -> None:
+    """Copy a finished set, its manifest last."""
+    for path in sorted(folder.iterdir(), key=lambda path: (path.name == MANIFEST, path.name)):
+        (target / path.name).upload(path)
+
+
+def _prepare_here(
     name: str, source: Source, out: Path, options: PrepareOptions, progress: Progress
 ) -> None:
-    classes, done = source.classes, 0
-    label_of = {class_name: label for label, class_name in enumerate(classes)}
-    splits: dict[str, list[Shard]] = {}
-    rejected: list[_Rejected] = []
-    moments = _no_moments()
+    with explained(str(out)):
+        out.mkdir(parents=True, exist_ok=True)
+        with _only_writer(out):
+            blocks = list(_blocks(source, options.shard_rows))
+            _begin_or_go_on(out, blocks, source.classes, options)
+            written = _write_shards(name, source, out, options, blocks, progress)
+            _finish(name, source.classes, out, blocks, written)
 
-    with ThreadPoolExecutor(options.threads or os.cpu_count()) as pool:
-        for split in (TRAIN, VALIDATION):
-            items = sorted((i for i in source.items if i.split == split), key=_place)
-            blocks = [
-                items[at : at + options.shard_rows]
-                for at in range(0, len(items), options.shard_rows)
-            ]
-            shards = splits.setdefault(split, [])
-            for number, block in enumerate(blocks):
-                results = list(pool.map(lambda i: _decode(source, i, label_of), block))
-                rejected += [r for r in results if isinstance(r, _Rejected)]
-                _refuse_if_too_many(name, rejected, len(source.items), options.max_rejected)
-                good = [r for r in results if isinstance(r, _Decoded)]
-                if split == TRAIN:
-                    moments = reduce(_add, (r.moments for r in good), moments)
-                path = out / f"{split}-{number:05d}-of-{len(blocks):05d}.parquet"
-                shards.append(write_shard(path, [r.row for r in good], classes))
-                progress(done := done + len(block), len(source.items))
 
-    _write_rejected(out, rejected)
-    if not moments[0]:
-        raise DataError(f"{name}: none of the training images can be decoded")
-    _write_manifest(out, classes, splits, len(rejected), moments)
+@contextmanager
+def _only_writer(out: Path) -> Iterator[None]:
+    """Hold the folder's lock, which goes with this process, however it ends."""
+    with (out / LOCK).open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise DataError(f"{out}: is being written by another preparation") from None
+        if (out / MANIFEST).exists():
+            raise DataError(f"{out}: another preparation has just finished it")
+        yield
+        (out / LOCK).unlink(missing_ok=True)
+
+
+def _blocks(source: Source, shard_rows: int) -> Iterator[_Block]:
+    for split in (TRAIN, VALIDATION):
+        items = sorted((item for item in source.items if item.split == split), key=_place)
+        count = -(-len(items) // shard_rows)
+        for number in range(count):
+            some = items[number * shard_rows : (number + 1) * shard_rows]
+            file = f"{split}-{number:05d}-of-{count:05d}.parquet"
+            yield _Block(split=split, file=file, items=some)
 
 
 def _place(item: Item) -> bytes:
@@ -110,118 +164,172 @@ def _place(item: Item) -> bytes:
     return hashlib.sha256(item.key.encode()).digest()
 
 
-def _decode(source: Source, item: Item, label_of: dict[str, int]) -> _Decoded | _Rejected:
+def _begin_or_go_on(
+    out: Path, blocks: list[_Block], classes: list[str], options: PrepareOptions
+) -> None:
+    """Keep the shards that an unfinished preparation of the same left; remove those of another."""
+    plan = {
+        "schema_version": SCHEMA_VERSION,
+        "pillow": PIL.__version__,
+        "size": options.size,
+        "store": options.store,
+        "classes": classes,
+        "blocks": {
+            block.file: hashlib.sha256(
+                "\0".join(
+                    f"{item.key}\0{item.class_name}\0{item.size}" for item in block.items
+                ).encode()
+            ).hexdigest()
+            for block in blocks
+        },
+    }
+    text = json.dumps(plan)
+    path = out / PLAN
+    if path.exists() and path.read_text() == text:
+        return
+    for leftover in (*out.glob("*-of-*.parquet"), *out.glob(".*.json"), *out.glob(".*.partial")):
+        leftover.unlink()
+    _write_whole(path, text)
+
+
+def _write_shards(
+    name: str,
+    source: Source,
+    out: Path,
+    options: PrepareOptions,
+    blocks: list[_Block],
+    progress: Progress,
+) -> dict[str, _Done]:
+    label_of = {class_name: label for label, class_name in enumerate(source.classes)}
+    done: dict[str, _Done] = {}
+    images = 0
+    with ThreadPoolExecutor(options.workers or os.cpu_count()) as pool:
+        for block in blocks:
+            done[block.file] = _read_note(out, block.file) or _write_block(
+                source, block, label_of, out, options, pool
+            )
+            rejected = [rejected for each in done.values() for rejected in each.rejected]
+            _refuse_if_too_many(name, out, rejected, len(source.items), options.max_rejected)
+            progress(images := images + len(block.items), len(source.items))
+    return done
+
+
+def _write_block(
+    source: Source,
+    block: _Block,
+    label_of: dict[str, int],
+    out: Path,
+    options: PrepareOptions,
+    pool: ThreadPoolExecutor,
+) -> _Done:
+    results = list(pool.map(lambda item: _decode(source, item, label_of, options), block.items))
+    good = [result for result in results if isinstance(result, _Decoded)]
+    done = _Done(
+        shard=write_shard(out / block.file, [each.row for each in good], source.classes),
+        moments=reduce(add, (each.moments for each in good), NO_MOMENTS),
+        rejected=[result for result in results if isinstance(result, _Rejected)],
+    )
+    _write_whole(_note(out, block.file), json.dumps(asdict(done)))
+    return done
+
+
+def _decode(
+    source: Source, item: Item, label_of: dict[str, int], options: PrepareOptions
+) -> _Decoded | _Rejected:
     try:
         encoded, pixels = normalise(source.read(item))
+        encoded, pixels = _stored(encoded, pixels, options)
     except (DataError, OSError) as error:
         return _Rejected(key=item.key, reason=str(error))
     row = Row(image=encoded, path=item.key, label=label_of[item.class_name])
-    return _Decoded(row=row, moments=_moments(pixels))
+    return _Decoded(row=row, moments=moments_of(pixels))
 
 
-def normalise(encoded: bytes) -> tuple[bytes, npt.NDArray[np.uint8]]:
-    """Return bytes that every decoder agrees on, and the RGB pixels, uint8 [height, width, 3].
-
-    An upright 8-bit RGB or gray JPEG or PNG with a proper end passes through as it is. Anything
-    else (rotated by EXIF, CMYK, palette, alpha, 16 bit, GIF, WebP, BMP) is written anew, alpha over
-    white.
-
-    Raises:
-        DataError: no image, damaged, or larger than `MAX_PIXELS`.
-    """
+def _stored(encoded: bytes, pixels: Pixels, options: PrepareOptions) -> tuple[bytes, Pixels]:
+    """Return what goes into the shard, and its pixels as they will be read."""
+    size = options.size
+    if size and min(pixels.shape[:2]) != size:
+        pixels = shorter_side(pixels, size)
+        encoded = b""
+    if options.store == "raw":
+        if size:
+            top, left = ((side - size) // 2 for side in pixels.shape[:2])
+            pixels = pixels[top : top + size, left : left + size]
+        return encode_raw(pixels), pixels
     if not encoded:
-        raise DataError("an empty file")
+        encoded = encode_jpeg(pixels, RESIZED_QUALITY)
+        pixels = decode(encoded)
+    return encoded, pixels
+
+
+def _note(out: Path, file: str) -> Path:
+    return out / f".{file}.done.json"
+
+
+def _read_note(out: Path, file: str) -> _Done | None:
+    """What is known of a shard that an earlier, killed preparation has written."""
     try:
-        Image.open(BytesIO(encoded)).verify()  # a PNG's checksums, which decoding skips
-        image: Image.Image = Image.open(BytesIO(encoded))
-        if image.width * image.height > MAX_PIXELS:
-            raise DataError(f"{image.width} x {image.height} pixels, at most {MAX_PIXELS} allowed")
-        image.load()
-    except UnidentifiedImageError:
-        raise DataError("not an image") from None
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise DataError(" ".join(str(error).split()) or "damaged") from None
-    plain = encoded.endswith(ENDS.get(image.format or "", ())) and image.mode in ("RGB", "L")
-    upright = image.getexif().get(EXIF_ORIENTATION, 1) == 1
-    if plain and upright:
-        return encoded, np.asarray(image.convert("RGB"))
-    lossy = image.format in ("JPEG", "WEBP")
-    rgb = _to_rgb(ImageOps.exif_transpose(image))
-    buffer = BytesIO()
-    if lossy:
-        rgb.save(buffer, "JPEG", quality=95, subsampling=0)
-    else:
-        rgb.save(buffer, "PNG")
-    return buffer.getvalue(), np.asarray(rgb)
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith(("I", "F")):  # 16 and 32 bit gray: to 8 bits, not clipped
-        pixels = np.asarray(image, np.float64)
-        image = Image.fromarray((pixels * (255 / max(65535.0, pixels.max()))).astype(np.uint8))
-    if "A" in image.mode or "transparency" in image.info:
-        over = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", over.size, "white"), over)
-    return image.convert("RGB")
-
-
-def _no_moments() -> Moments:
-    return 0, np.zeros(3), np.zeros((3, 3))
-
-
-def _moments(pixels: npt.NDArray[np.uint8]) -> Moments:
-    """Pixel count, sum and sum of outer products of the colours."""
-    colours = pixels.reshape(-1, 3).astype(np.float64)
-    return len(colours), colours.sum(0), colours.T @ colours
-
-
-def _add(a: Moments, b: Moments) -> Moments:
-    return a[0] + b[0], a[1] + b[1], a[2] + b[2]
+        tree = json.loads(_note(out, file).read_text())
+    except FileNotFoundError:
+        return None
+    if not (out / file).exists():
+        return None
+    count, total, products = tree["moments"]
+    return _Done(
+        shard=load_shard(tree["shard"]),
+        moments=(count, tuple(total), tuple(map(tuple, products))),
+        rejected=[_Rejected(**rejected) for rejected in tree["rejected"]],
+    )
 
 
 def _refuse_if_too_many(
-    name: str, rejected: list[_Rejected], total: int, max_rejected: float
+    name: str, out: Path, rejected: list[_Rejected], total: int, max_rejected: float
 ) -> None:
     if len(rejected) > max_rejected * total:
+        _write_rejected(out, rejected)
+        (out / PLAN).unlink()  # whoever mends the images starts over
         raise DataError(
             f"{name}: {len(rejected)} of {total} images cannot be decoded, more than the "
-            f"{max_rejected:.0%} allowed; the last one: {rejected[-1].key}: {rejected[-1].reason}"
+            f"{max_rejected:.0%} allowed (listed in {out / REJECTED}); the last one: "
+            f"{rejected[-1].key}: {rejected[-1].reason}"
         )
 
 
-def _write_rejected(out: Path, rejected: list[_Rejected]) -> None:
-    with (out / "rejected.csv").open("w", newline="") as file:
-        table = csv.writer(file)
-        table.writerow(["path", "reason"])
-        table.writerows([item.key, item.reason] for item in rejected)
-
-
-def _write_manifest(
-    out: Path, classes: list[str], splits: dict[str, list[Shard]], rejected: int, moments: Moments
+def _finish(
+    name: str, classes: list[str], out: Path, blocks: list[_Block], done: dict[str, _Done]
 ) -> None:
-    count, total, products = moments
-    mean = total / count
-    covariance = products / count - np.outer(mean, mean)
-    tree = {
-        "schema_version": SCHEMA_VERSION,
-        "classes": classes,
-        "rejected": rejected,
-        "statistics": {
-            "mean": mean.tolist(),
-            "std": np.sqrt(np.diag(covariance)).tolist(),
-            "covariance": covariance.tolist(),
-        },
-        "splits": {
-            name: {
-                "rows": sum(sum(shard.row_groups) for shard in shards),
-                "shards": [asdict(shard) for shard in shards],
-            }
-            for name, shards in splits.items()
-        },
-    }
-    partial = out / f".{MANIFEST}.partial"
-    with partial.open("w") as file:
-        json.dump(tree, file, indent=1, ensure_ascii=False)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.rename(out / MANIFEST)
+    rejected = [rejected for each in done.values() for rejected in each.rejected]
+    _write_rejected(out, rejected)
+    splits: dict[str, list[_Done]] = {TRAIN: [], VALIDATION: []}
+    for block in blocks:
+        splits[block.split].append(done[block.file])
+    moments = reduce(add, (each.moments for each in splits[TRAIN]), NO_MOMENTS)
+    if not moments[0]:
+        raise DataError(f"{name}: none of the training images can be decoded")
+    shards = {split: [each.shard for each in dones] for split, dones in splits.items()}
+    _write_whole(
+        out / MANIFEST, manifest_of(classes, COLUMNS, shards, moments, rejected=len(rejected))
+    )
+    for leftover in out.glob(".*.json"):
+        leftover.unlink()
+
+
+def _write_rejected(out: Path, rejected: list[_Rejected]) -> None:
+    text = io.StringIO(newline="")
+    table = csv.writer(text)
+    table.writerow(["path", "reason"])
+    table.writerows([item.key, item.reason] for item in rejected)
+    _write_whole(out / REJECTED, text.getvalue())
+
+
+def _write_whole(path: Path, text: str) -> None:
+    """Write a file that is either not there or whole, also after a power cut."""
+    partial = path.with_name(f".{path.name.lstrip('.')}.partial")
+    try:
+        with partial.open("w", newline="") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.rename(path)
+    finally:
+        partial.unlink(missing_ok=True)

@@ -2,12 +2,17 @@
 
 The layout is the Hugging Face image convention (`image: struct<bytes, path>`, `label: int64`),
 plain encoded, with page checksums. `manifest.json` is written last: a folder without one is no set.
+It holds a checksum of every row, so whatever happens to a file between its writer and here, a row
+either is what it was or is known to be bad.
+
 A chunk is a row group: the unit that is read, and that `alexnet.data.order` permutes.
 """
 
+import base64
 import hashlib
 import json
 import os
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,12 +22,19 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
+import xxhash
 
+from alexnet.data.images import Encoded
+from alexnet.data.parquet import Columns, RowGroup, forget_row_group, read_row_group
+from alexnet.data.storage import Location, RangeCache
 from alexnet.errors import DataError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 MANIFEST = "manifest.json"
 ROW_GROUP_ROWS = 256
+ROW_GROUP_BYTES = 16 << 20  # fewer rows where images are large
+Labels = npt.NDArray[np.int64]
+Checksums = npt.NDArray[np.uint32]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,12 +48,29 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True)
 class Shard:
-    """One Parquet file as the manifest lists it; `row_groups` are row counts."""
+    """The rows that a split has in one Parquet file, as the manifest lists them."""
 
-    file: str
+    file: str  # from the manifest's folder
     bytes: int
     sha256: str
-    row_groups: tuple[int, ...]
+    footer: int  # where the file's own metadata begin
+    row_groups: tuple[RowGroup, ...]
+    checksums: str  # of the rows, see `row_checksum`: little-endian uint32 in base64
+
+    @cached_property
+    def row_checksums(self) -> list[Checksums]:
+        """One uint32 a row, by row group."""
+        whole = np.frombuffer(base64.b64decode(self.checksums), "<u4")
+        return np.split(whole, np.cumsum([group.rows for group in self.row_groups])[:-1])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chunk:
+    """The rows of a row group; an image that is not what it was is None and named in `bad`."""
+
+    images: list[Encoded | None]
+    labels: Labels
+    bad: Mapping[int, str]  # by row of the chunk
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,13 +78,16 @@ class Split:
     """The shards of one split and how to read them, a chunk at a time."""
 
     name: str
-    folder: Path
+    folder: Location
     shards: tuple[Shard, ...]
+    columns: Columns
+    classes: tuple[str, ...]
+    cache: RangeCache | None = None
 
     @cached_property
     def chunk_rows(self) -> tuple[int, ...]:
         """Rows of each chunk, in manifest order."""
-        return tuple(rows for shard in self.shards for rows in shard.row_groups)
+        return tuple(group.rows for shard in self.shards for group in shard.row_groups)
 
     @property
     def rows(self) -> int:
@@ -63,31 +95,42 @@ class Split:
         return sum(self.chunk_rows)
 
     @cached_property
-    def _places(self) -> list[tuple[Shard, int]]:
-        return [(shard, group) for shard in self.shards for group in range(len(shard.row_groups))]
+    def places(self) -> list[tuple[Shard, int]]:
+        """Where each chunk is: its shard and its place in the shard's list of row groups."""
+        return [(shard, at) for shard in self.shards for at in range(len(shard.row_groups))]
 
-    def read_chunk(self, chunk: int) -> tuple[list[bytes], npt.NDArray[np.int64]]:
-        """Return the encoded images and the labels of one chunk.
+    def read_chunk(self, chunk: int) -> Chunk:
+        """Read a row group and compare each row with its checksum. Never raises for bad data."""
+        found = self._read(chunk)
+        if found.bad and self.cache:  # it may be the copy that is damaged
+            shard, at = self.places[chunk]
+            forget_row_group(shard, shard.row_groups[at], self.cache)
+            found = self._read(chunk)
+        return found
 
-        Raises:
-            DataError: the file is missing, truncated, or fails a page checksum.
-        """
-        shard, group = self._places[chunk]
-        path = self.folder / shard.file
+    def _read(self, chunk: int) -> Chunk:
+        shard, at = self.places[chunk]
+        group, checksums = shard.row_groups[at], shard.row_checksums[at].tolist()
         try:
-            with pq.ParquetFile(path, page_checksum_verification=True) as file:
-                table = file.read_row_group(group, columns=["image.bytes", "label"])
-            images = table["image"].combine_chunks().field("bytes").to_pylist()
-            labels = table["label"].to_numpy()
-        except (OSError, pa.ArrowException, ValueError, KeyError) as error:
-            reason = " ".join(str(error).split())
-            raise DataError(f"{path}: row group {group} cannot be read: {reason}") from None
-        if len(images) != shard.row_groups[group] or None in images:
-            raise DataError(
-                f"{path}: row group {group} holds {len(images)} rows, "
-                f"the manifest says {shard.row_groups[group]}"
+            images, labels = read_row_group(
+                self.folder / shard.file, shard, group, self.columns, self.classes, self.cache
             )
-        return images, labels
+        except DataError as error:
+            every_row = dict.fromkeys(range(group.rows), str(error))
+            nothing = np.zeros(group.rows, np.int64)
+            return Chunk(images=[None] * group.rows, labels=nothing, bad=every_row)
+        bad = {
+            row: "its checksum is not the manifest's"
+            for row, (image, label) in enumerate(zip(images, labels.tolist(), strict=True))
+            if image is None or row_checksum(image, label) != checksums[row]
+        }
+        kept = [None if row in bad else image for row, image in enumerate(images)]
+        return Chunk(images=kept, labels=labels, bad=bad)
+
+    def name_of(self, chunk: int, row: int) -> str:
+        """Say where a row of a chunk is, for people."""
+        shard, at = self.places[chunk]
+        return f"{self.folder / shard.file}: row group {shard.row_groups[at].index}, row {row}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,36 +140,53 @@ class ShardSet:
     classes: tuple[str, ...]
     mean: tuple[float, ...]  # of R, G, B over all training pixels, in 0..255
     std: tuple[float, ...]
+    covariance: tuple[tuple[float, ...], ...]
     rejected: int  # images of the source that could not be decoded
     sha256: str  # of the manifest: names the exact set
     splits: dict[str, Split]
 
     @staticmethod
-    def open(folder: Path) -> "ShardSet":
-        """Read the manifest in `folder`.
+    def open(name: str | Path, cache: RangeCache | None = None) -> "ShardSet":
+        """Read the manifest in the folder `name`, a path or a URI.
 
         Raises:
             DataError: no manifest, or one that this version cannot read.
         """
+        folder = Location.of(name)
         path = folder / MANIFEST
         try:
-            text = path.read_bytes()
-        except OSError:
-            raise DataError(f"{folder}: no such dataset (no {MANIFEST}); run prepare") from None
+            text = path.read()
+        except FileNotFoundError:
+            raise DataError(
+                f"{name}: no such dataset (no {MANIFEST}); run `alexnet prepare`, or `alexnet "
+                "index` if it holds Parquet files"
+            ) from None
+        except OSError as error:
+            raise DataError(f"{path}: cannot be read: {' '.join(str(error).split())}") from None
         try:
             tree = json.loads(text)
             if tree["schema_version"] != SCHEMA_VERSION:
                 raise DataError(
-                    f"{path}: schema_version {tree['schema_version']}, expected {SCHEMA_VERSION}"
+                    f"{path}: schema_version {tree['schema_version']}, expected {SCHEMA_VERSION}; "
+                    "prepare it again"
                 )
+            statistics, classes = tree["statistics"], tuple(tree["classes"])
             return ShardSet(
-                classes=tuple(tree["classes"]),
-                mean=tuple(tree["statistics"]["mean"]),
-                std=tuple(tree["statistics"]["std"]),
+                classes=classes,
+                mean=tuple(statistics["mean"]),
+                std=tuple(statistics["std"]),
+                covariance=tuple(map(tuple, statistics["covariance"])),
                 rejected=tree["rejected"],
                 sha256=hashlib.sha256(text).hexdigest(),
                 splits={
-                    name: Split(name=name, folder=folder, shards=_shards(split["shards"]))
+                    name: Split(
+                        name=name,
+                        folder=folder,
+                        shards=tuple(map(load_shard, split["shards"])),
+                        columns=Columns(**tree["columns"]),
+                        classes=classes,
+                        cache=None if folder.is_local else cache,
+                    )
                     for name, split in tree["splits"].items()
                 },
             )
@@ -134,35 +194,86 @@ class ShardSet:
             raise DataError(f"{path}: not a manifest: {error!r}") from None
 
 
-def _shards(trees: list[dict[str, Any]]) -> tuple[Shard, ...]:
-    return tuple(Shard(**{**tree, "row_groups": tuple(tree["row_groups"])}) for tree in trees)
+def load_shard(tree: dict[str, Any]) -> Shard:
+    """Return a shard as the manifest has it."""
+    groups = tuple(RowGroup(**group) for group in tree["row_groups"])
+    return Shard(**{**tree, "row_groups": groups})
+
+
+def row_checksum(image: Encoded, label: int) -> int:
+    """Return 32 bits of XXH3 (Collet) over an image's bytes, seeded with its label."""
+    return xxhash.xxh3_64_intdigest(image, label) & 0xFFFFFFFF
+
+
+def join_checksums(checksums: Iterable[int]) -> str:
+    """Return row checksums as the manifest has them."""
+    return base64.b64encode(np.fromiter(checksums, "<u4").tobytes()).decode()
 
 
 def write_shard(path: Path, rows: list[Row], classes: list[str]) -> Shard:
-    """Write one shard under a temporary name, then move it into place."""
-    schema = _schema(classes)
+    """Write one shard under a temporary name, then move it into place.
+
+    Raises:
+        OSError: the disk does not take it; nothing is left then.
+    """
     partial = path.with_name(f".{path.name}.partial")
-    groups = [rows[at : at + ROW_GROUP_ROWS] for at in range(0, len(rows), ROW_GROUP_ROWS)]
-    with pq.ParquetWriter(
-        partial, schema, use_dictionary=False, compression="none", write_page_checksum=True
-    ) as writer:
+    groups = list(_row_groups(rows))
+    try:
+        _write_parquet(partial, groups, classes)
+        with partial.open("rb") as file:
+            os.fsync(file.fileno())
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        metadata = pq.read_metadata(partial)
+        shard = Shard(
+            file=path.name,
+            bytes=partial.stat().st_size,
+            sha256=sha256,
+            footer=footer_of(metadata, partial.stat().st_size),
+            row_groups=row_groups_of(metadata),
+            checksums=join_checksums(row_checksum(row.image, row.label) for row in rows),
+        )
+        partial.rename(path)
+    finally:
+        partial.unlink(missing_ok=True)
+    return shard
+
+
+def _write_parquet(path: Path, groups: list[list[Row]], classes: list[str]) -> None:
+    schema = _schema(classes)
+    with (
+        path.open("wb") as file,
+        pq.ParquetWriter(
+            file, schema, use_dictionary=False, compression="none", write_page_checksum=True
+        ) as writer,
+    ):
         for group in groups:
             images = [{"bytes": row.image, "path": row.path} for row in group]
             labels = [row.label for row in group]
-            writer.write_table(
-                pa.table([pa.array(images, schema.field("image").type), labels], schema=schema),
-                row_group_size=ROW_GROUP_ROWS,
-            )
-    with partial.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-        os.fsync(file.fileno())
-    partial.rename(path)
-    return Shard(
-        file=path.name,
-        bytes=path.stat().st_size,
-        sha256=digest,
-        row_groups=tuple(len(group) for group in groups),
-    )
+            columns = [pa.array(images, schema.field("image").type), labels]
+            writer.write_table(pa.table(columns, schema=schema), row_group_size=len(group))
+
+
+def _row_groups(rows: list[Row]) -> Iterator[list[Row]]:
+    group: list[Row] = []
+    size = 0
+    for row in rows:
+        if group and (len(group) == ROW_GROUP_ROWS or size + len(row.image) > ROW_GROUP_BYTES):
+            yield group
+            group, size = [], 0
+        group.append(row)
+        size += len(row.image)
+    if group:
+        yield group
+
+
+def row_groups_of(metadata: pq.FileMetaData) -> tuple[RowGroup, ...]:
+    """Return where each row group of a Parquet file is."""
+    return tuple(RowGroup.of(metadata.row_group(at), at) for at in range(metadata.num_row_groups))
+
+
+def footer_of(metadata: pq.FileMetaData, size: int) -> int:
+    """Return where the metadata of a Parquet file of `size` bytes begin."""
+    return int(size - metadata.serialized_size - len(b"PAR1") - 4)  # and their length, 4 bytes
 
 
 def _schema(classes: list[str]) -> pa.Schema:

@@ -1,4 +1,4 @@
-"""Where images come from: a folder, a tar of one, or the embedded digits.
+"""Where images come from: a folder or an archive of class folders, or a set known by its form.
 
 A source lists its items first (cheap: names only) and reads the bytes of one item on demand, from
 any thread, so that `prepare` may choose order and parallelism.
@@ -12,14 +12,16 @@ import os
 import shutil
 import tarfile
 import tempfile
+import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from alexnet.data.images import MAX_BYTES
+from alexnet.data.storage import Location
 from alexnet.errors import DataError
 
 TRAIN, VALIDATION = "train", "validation"
@@ -37,6 +39,7 @@ class Item:
     key: str  # unique in the source; decides its place in the shards
     split: str  # TRAIN or VALIDATION
     class_name: str
+    size: int = 0  # bytes, where the listing tells
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,16 +48,31 @@ class Source:
 
     items: tuple[Item, ...]
     read: Callable[[Item], bytes]
+    class_names: tuple[str, ...] = ()  # in label order; empty: the items', sorted
 
     @property
     def classes(self) -> list[str]:
         """Class names in label order."""
-        return sorted({item.class_name for item in self.items})
+        return list(self.class_names) or sorted({item.class_name for item in self.items})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Files:
+    """The files of a folder or an archive."""
+
+    origin: str
+    sizes: dict[str, int]  # of the files, by their path
+    folders: tuple[str, ...]
+    read: Callable[[str], bytes]
 
 
 @contextmanager
 def open_source(name: str, validation_share: float) -> Iterator[Source]:
-    """List `name`: 'digits', a folder of images, or a tar (also compressed) of such a folder.
+    """List the images of `name`.
+
+    It is a folder, or a tar (also compressed) or zip of one, local or a URI, that holds class
+    folders, CIFAR as its authors pack it, or ImageNet's archives; or 'digits', 'cifar10',
+    'cifar100' or 'synthetic:IMAGES'.
 
     A tree without a validation folder gives up `validation_share` of its images to one, chosen by
     a hash of the path, so that adding images moves none of the old ones.
@@ -62,57 +80,64 @@ def open_source(name: str, validation_share: float) -> Iterator[Source]:
     Raises:
         DataError: nothing there, no images, or an empty class folder.
     """
-    if name == "digits":
-        yield _digits()
+    from alexnet.data import known
+
+    if named := known.named(name):
+        yield named
         return
-    path = Path(name)
-    if path.is_dir():
-        yield _folder(path, validation_share)
-    elif path.is_file() and tarfile.is_tarfile(path):
-        with _plain_tar(path) as plain:
-            yield _tar(path, plain, validation_share)
-    elif path.exists():
-        raise DataError(f"{name}: neither a folder nor a tar archive of images")
-    else:
-        raise DataError(
-            f"{name}: no such dataset; expected a folder, a tar of one, or the name 'digits'"
-        )
+    with open_files(name) as files:
+        yield known.recognised(files) or tree(files, validation_share)
 
 
-def _digits() -> Source:
-    """scikit-learn's handwritten digits; every fifth image is held out."""
-    from PIL import Image
-    from sklearn.datasets import load_digits
+@contextmanager
+def open_files(name: str) -> Iterator[Files]:
+    """List the files of a folder or an archive.
 
-    digits = load_digits()
-    pixels = (digits.images * (255 / 16)).round().astype("uint8")
-    items = tuple(
-        Item(
-            key=f"digits/{index:04d}.png",
-            split=VALIDATION if index % 5 == 4 else TRAIN,
-            class_name=str(label),
-        )
-        for index, label in enumerate(digits.target)
-    )
-    index_of = {item.key: index for index, item in enumerate(items)}
+    Raises:
+        DataError: neither is there.
+    """
+    place = Location.of(name)
+    with ExitStack() as stack:
+        if place.is_local and place.local.is_dir():
+            yield _local_folder(place.local)
+        elif place.exists():
+            archive = stack.enter_context(place.fetched())
+            if tarfile.is_tarfile(archive):
+                yield _tar_files(name, stack.enter_context(_plain_tar(archive)))
+            elif zipfile.is_zipfile(archive):
+                yield _zip_files(name, stack.enter_context(zipfile.ZipFile(archive)))
+            else:
+                raise DataError(f"{name}: neither a folder nor a tar or zip archive of images")
+        elif not place.is_local and (sizes := place.files()):
+            yield _far_folder(name, place, sizes)
+        else:
+            raise DataError(
+                f"{name}: no such dataset; expected a folder, a tar or a zip of one, or a name: "
+                "digits, cifar10, cifar100, synthetic:IMAGES"
+            )
 
-    def read(item: Item) -> bytes:
-        buffer = BytesIO()
-        Image.fromarray(pixels[index_of[item.key]]).save(buffer, "PNG")
-        return buffer.getvalue()
 
-    return Source(items=items, read=read)
-
-
-def _folder(root: Path, validation_share: float) -> Source:
-    files, folders = [], []
+def _local_folder(root: Path) -> Files:
+    sizes, folders = {}, []
     for parent, names, leaves in os.walk(root, followlinks=True):
         here, real = Path(parent).relative_to(root), Path(parent).resolve()
         names[:] = [name for name in names if not real.is_relative_to((real / name).resolve())]
         folders += [(here / name).as_posix() for name in names]
-        files += [(here / leaf).as_posix() for leaf in leaves]
-    items = _tree(str(root), files, folders, validation_share)
-    return Source(items=items, read=lambda item: (root / item.key).read_bytes())
+        for leaf in leaves:
+            try:
+                sizes[(here / leaf).as_posix()] = (root / here / leaf).stat().st_size
+            except OSError:  # a link to nowhere, or to itself: it fails when it is read
+                sizes[(here / leaf).as_posix()] = 0
+    return Files(
+        origin=str(root),
+        sizes=sizes,
+        folders=tuple(folders),
+        read=lambda path: (root / path).read_bytes(),
+    )
+
+
+def _far_folder(name: str, place: Location, sizes: dict[str, int]) -> Files:
+    return Files(origin=name, sizes=sizes, folders=(), read=lambda path: (place / path).read())
 
 
 @contextmanager
@@ -138,39 +163,92 @@ def _plain_tar(path: Path) -> Iterator[Path]:
         yield Path(copy.name)
 
 
-def _tar(path: Path, plain: Path, validation_share: float) -> Source:
+def tar_members(path: Path, offset: int = 0, origin: str = "") -> list[tarfile.TarInfo]:
+    """Return what is in an uncompressed tar, which may begin inside of a file.
+
+    `origin` is what errors call it.
+
+    Raises:
+        DataError: damaged, or a member points out of it.
+    """
     try:
-        with tarfile.open(plain, "r:") as archive:
-            members = archive.getmembers()
-    except tarfile.TarError as error:
-        raise DataError(f"{path}: a damaged archive: {error}") from None
-    for member in members:
-        parts = PurePosixPath(member.name).parts
-        if ".." in parts or member.name.startswith("/"):
-            raise DataError(f"{path}: member {member.name!r} points out of the archive")
+        with path.open("rb") as file:
+            file.seek(offset)
+            with tarfile.open(fileobj=file, mode="r:") as archive:
+                members = [member for member in archive.getmembers() if member.name != "."]
+    except (tarfile.TarError, OSError) as error:
+        raise DataError(f"{origin or path}: a damaged archive: {error}") from None
+    _refuse_escape(origin or str(path), (member.name for member in members))
+    return members
+
+
+def _tar_files(origin: str, path: Path) -> Files:
+    members = tar_members(path, origin=origin)
     place = {_clean(m.name): (m.offset_data, m.size) for m in members if m.isfile()}
-    folders = [_clean(m.name) for m in members if m.isdir()]
-    items = _tree(str(path), place, folders, validation_share)
-    handle = plain.open("rb")
+    handle = path.open("rb")
 
-    def read(item: Item) -> bytes:
-        offset, size = place[item.key]
-        return os.pread(handle.fileno(), size, offset)
+    def read(name: str) -> bytes:
+        begin, size = place[name]
+        return os.pread(handle.fileno(), size, begin)
 
-    return Source(items=items, read=read)
+    return Files(
+        origin=origin,
+        sizes={name: size for name, (_, size) in place.items()},
+        folders=tuple(_clean(m.name) for m in members if m.isdir()),
+        read=read,
+    )
+
+
+def _zip_files(origin: str, archive: zipfile.ZipFile) -> Files:
+    members = {_clean(member.filename): member for member in archive.infolist()}
+    _refuse_escape(origin, (member.filename for member in members.values()))
+
+    def read(name: str) -> bytes:
+        try:
+            return archive.read(members[name])
+        except (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError) as error:
+            raise DataError(f"damaged in the archive: {error}") from None
+
+    return Files(
+        origin=origin,
+        sizes={name: m.file_size for name, m in members.items() if not m.is_dir()},
+        folders=tuple(name for name, member in members.items() if member.is_dir()),
+        read=read,
+    )
+
+
+def _refuse_escape(origin: str, names: Iterable[str]) -> None:
+    for name in names:
+        if ".." in PurePosixPath(name).parts or name.startswith("/"):
+            raise DataError(f"{origin}: member {name!r} points out of the archive")
 
 
 def _clean(name: str) -> str:
     return PurePosixPath(name).as_posix().removeprefix("./")
 
 
-def _tree(
-    origin: str, files: Iterable[str], folders: Iterable[str], validation_share: float
+def tree(files: Files, validation_share: float) -> Source:
+    """Return the images of `[...]/[split/[...]]class/image.jpg` paths.
+
+    Raises:
+        DataError: there are none, or they don't make two splits of the same classes.
+    """
+    items = _items(files.origin, files.sizes, files.folders, validation_share)
+
+    def read(item: Item) -> bytes:
+        if item.size > MAX_BYTES:
+            raise DataError(f"{item.size} bytes, at most {MAX_BYTES} allowed")
+        return files.read(item.key)
+
+    return Source(items=items, read=read)
+
+
+def _items(
+    origin: str, sizes: dict[str, int], folders: Iterable[str], validation_share: float
 ) -> tuple[Item, ...]:
-    """Items of `[...]/[split/[...]]class/image.jpg` paths."""
     images = sorted(
         path
-        for path in map(PurePosixPath, files)
+        for path in map(PurePosixPath, sizes)
         if path.suffix.lower() in IMAGE_SUFFIXES and not _hidden(path) and len(path.parts) > 1
     )
     for path in images:
@@ -186,9 +264,15 @@ def _tree(
             f"but other images are"
         )
     if VALIDATION not in split_of.values():
-        split_of = {path: _hashed_split(path, validation_share) for path in images}
+        split_of = {path: hashed_split(str(path), validation_share) for path in images}
     items = tuple(
-        Item(key=str(path), split=str(split_of[path]), class_name=path.parts[-2]) for path in images
+        Item(
+            key=str(path),
+            split=str(split_of[path]),
+            class_name=path.parts[-2],
+            size=sizes[str(path)],
+        )
+        for path in images
     )
     _check_classes(origin, items)
     return items
@@ -215,8 +299,9 @@ def _named_split(path: PurePosixPath) -> str | None:
     return named[-1] if named else None
 
 
-def _hashed_split(path: PurePosixPath, validation_share: float) -> str:
-    digest = hashlib.sha256(str(path).encode()).digest()
+def hashed_split(key: str, validation_share: float) -> str:
+    """Return the split that a key belongs to, whatever other keys there are."""
+    digest = hashlib.sha256(key.encode()).digest()
     return VALIDATION if int.from_bytes(digest[:8]) < validation_share * 2**64 else TRAIN
 
 
