@@ -4,7 +4,6 @@
 `verify` reads every byte again and compares it with the manifest.
 """
 
-import hashlib
 import json
 import os
 import re
@@ -130,7 +129,7 @@ def verify(name: str, progress: Progress = lambda done, total: None) -> list[str
 
 def _wrong_file(path: Location, shard: Shard) -> Iterator[str]:
     try:
-        size, sha256 = _hash(path)
+        size, sha256 = path.digest()
     except OSError as error:
         yield f"{path}: cannot be read: {error.strerror or ' '.join(str(error).split())}"
         return
@@ -143,35 +142,20 @@ def _wrong_file(path: Location, shard: Shard) -> Iterator[str]:
 
 def _wrong_rows(split: Split, chunk: int) -> list[str]:
     bad = split.read_chunk(chunk).bad
-    reasons = list(dict.fromkeys(bad.values()))
-    if len(reasons) == 1 and len(bad) == split.chunk_rows[chunk]:
-        return reasons  # the row group as a whole
+    if len(bad) == split.chunk_rows[chunk] and len(set(bad.values())) == 1:
+        return [f"{split.name_of(chunk)}: {bad[0]}"]
     return [f"{split.name_of(chunk, row)}: {reason}" for row, reason in bad.items()]
 
 
-def _hash(path: Location) -> tuple[int, str]:
-    digest, size = hashlib.sha256(), 0
-    with path.filesystem.open_input_stream(path.path) as stream:
-        while block := stream.read(8 << 20):
-            digest.update(block)
-            size += len(block)
-    return size, digest.hexdigest()
-
-
 def _find(name: str, folder: Location) -> list[_File]:
-    sizes = folder.files() if folder.info().is_file is False else {}
+    sizes = folder.files()
     names = sorted(file for file in sizes if file.endswith(".parquet"))
     if not names:
         raise DataError(f"{name}: no Parquet files; to convert images, use `alexnet prepare`")
     files = []
     for file in names:
-        size, sha256 = _hash(folder / file)
-        try:
-            with pq.ParquetFile((folder / file).path, filesystem=folder.filesystem) as parquet:
-                metadata, schema = parquet.metadata, parquet.schema_arrow
-        except (pa.ArrowException, OSError) as error:
-            reason = " ".join(str(error).split())
-            raise DataError(f"{folder / file}: not a Parquet file: {reason}") from None
+        size, sha256 = (folder / file).digest()
+        metadata, schema = _footer(folder / file)
         files.append(
             _File(
                 name=file,
@@ -183,6 +167,18 @@ def _find(name: str, folder: Location) -> list[_File]:
             )
         )
     return _one_held_out_split(files)
+
+
+def _footer(path: Location) -> tuple[pq.FileMetaData, pa.Schema]:
+    def once() -> tuple[pq.FileMetaData, pa.Schema]:
+        with pq.ParquetFile(path.path, filesystem=path.filesystem) as parquet:
+            return parquet.metadata, parquet.schema_arrow
+
+    try:
+        return path.attempt(once)
+    except (pa.ArrowException, OSError) as error:
+        reason = " ".join(str(error).split())
+        raise DataError(f"{path}: not a Parquet file: {reason}") from None
 
 
 def _split_of(file: str) -> str:
@@ -244,9 +240,7 @@ def _classes(name: str, folder: Location, files: list[_File], columns: Columns) 
         return tuple(named)
     labels: set[Any] = set()
     for file in files:
-        path = (folder / file.name).path
-        table = pq.read_table(path, columns=[columns.label], filesystem=folder.filesystem)
-        labels |= set(table[columns.label].unique().to_pylist())
+        labels |= _labels(folder / file.name, columns.label)
     if None in labels:
         raise DataError(f"{name}: column {columns.label!r} has rows without a label")
     if all(isinstance(label, int) for label in labels):
@@ -256,6 +250,13 @@ def _classes(name: str, folder: Location, files: list[_File], columns: Columns) 
             )
         return tuple(str(label) for label in range(max(labels) + 1))
     return tuple(sorted(map(str, labels)))
+
+
+def _labels(path: Location, column: str) -> set[Any]:
+    def once() -> pa.Table:
+        return pq.read_table(path.path, columns=[column], filesystem=path.filesystem)
+
+    return set(path.attempt(once)[column].unique().to_pylist())
 
 
 def _check_all(
@@ -270,7 +271,11 @@ def _check_all(
     def check(place: tuple[_File, RowGroup]) -> _Checked:
         file, group = place
         shard = _shard_without_rows(file)
-        images, labels = read_row_group(folder / file.name, shard, group, columns, classes, None)
+        path = folder / file.name
+        try:
+            images, labels = read_row_group(path, shard, group, columns, classes, None)
+        except DataError as error:
+            raise DataError(f"{path}: row group {group.index}: {error}") from None
         moments, undecodable = NO_MOMENTS, 0
         for image in images:
             try:

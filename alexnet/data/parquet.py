@@ -3,7 +3,7 @@
 import io
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -75,25 +75,34 @@ def read_row_group(
     """Return the encoded images and the labels, int64 [rows], of one row group.
 
     Raises:
-        DataError: the file is missing, has another size, or makes no sense there.
+        DataError: the file is missing, has another size, or makes no sense there. The message
+            leaves out which file that is.
     """
-    where = f"{path}: row group {group.index} cannot be read"
     try:
-        if path.is_local:
-            size = path.local.stat().st_size
-            if size != file.bytes:
-                raise DataError(f"{where}: the file has {size} bytes, the manifest {file.bytes}")
-            return _read(path.local, group, columns, classes)
-        return _read(_FarFile(path, file, group, cache), group, columns, classes)
+        with _open(path, file, group, cache) as parquet:
+            table = parquet.read_row_group(group.index, columns=[columns.image, columns.label])
+        return _columns_of(table, group, columns, classes)
+    except FileNotFoundError:
+        raise DataError("the file is missing") from None
     except (OSError, pa.ArrowException, ValueError, KeyError, IndexError) as error:
-        raise DataError(f"{where}: {' '.join(str(error).split())}") from None
+        raise DataError(f"it cannot be read: {' '.join(str(error).split())}") from None
 
 
-def _read(
-    source: Any, group: RowGroup, columns: Columns, classes: tuple[str, ...]
+def _open(path: Location, file: File, group: RowGroup, cache: RangeCache | None) -> pq.ParquetFile:
+    if path.is_local:
+        size = path.local.stat().st_size
+        if size != file.bytes:
+            raise ValueError(f"the file has {size} bytes, the manifest says {file.bytes}")
+        return pq.ParquetFile(path.local)
+    footer = _fetch(path, file, file.footer, file.bytes - file.footer, cache)
+    metadata = pq.read_metadata(pa.BufferReader(b"PAR1" + footer))
+    rows = _fetch(path, file, group.offset, group.bytes, cache)
+    return pq.ParquetFile(_Part(rows, group.offset, file.bytes), metadata=metadata)
+
+
+def _columns_of(
+    table: pa.Table, group: RowGroup, columns: Columns, classes: tuple[str, ...]
 ) -> tuple[list[Encoded | None], npt.NDArray[np.int64]]:
-    with pq.ParquetFile(source) as file:
-        table = file.read_row_group(group.index, columns=[columns.image, columns.label])
     if len(table) != group.rows:
         raise ValueError(f"it holds {len(table)} rows, the manifest says {group.rows}")
     name, _, field = columns.image.partition(".")
@@ -142,21 +151,14 @@ def labels_of(column: pa.Array, classes: tuple[str, ...]) -> npt.NDArray[np.int6
     return labels
 
 
-class _FarFile(io.RawIOBase):
-    """A far file of which one row group and the footer are held, fetched whole when first read."""
+class _Part(io.RawIOBase):
+    """A file of which one part is here."""
 
-    def __init__(
-        self, path: Location, file: File, group: RowGroup, cache: RangeCache | None
-    ) -> None:
-        self._size = file.bytes
+    def __init__(self, data: bytes, offset: int, size: int) -> None:
+        self._data = data
+        self._offset = offset
+        self._size = size
         self._at = 0
-        self._parts = [
-            (begin, _fetch(path, file, begin, length, cache))
-            for begin, length in (
-                (group.offset, group.bytes),
-                (file.footer, file.bytes - file.footer),
-            )
-        ]
 
     def readable(self) -> bool:
         return True
@@ -173,13 +175,12 @@ class _FarFile(io.RawIOBase):
         return self._at
 
     def read(self, size: int = -1) -> bytes:
-        end = self._size if size < 0 else min(self._size, self._at + size)
-        for begin, data in self._parts:
-            if begin <= self._at and end <= begin + len(data):
-                found = data[self._at - begin : end - begin]
-                self._at = end
-                return found
-        raise OSError(f"bytes {self._at} to {end} are neither in the row group nor in the footer")
+        begin = self._at - self._offset
+        end = len(self._data) if size < 0 else begin + size
+        if not 0 <= begin <= end <= len(self._data):
+            raise OSError(f"bytes {self._at} to {self._at + size} are not in the row group")
+        self._at += end - begin
+        return self._data[begin:end]
 
 
 def forget_row_group(file: File, group: RowGroup, cache: RangeCache) -> None:

@@ -127,10 +127,11 @@ class Split:
         kept = [None if row in bad else image for row, image in enumerate(images)]
         return Chunk(images=kept, labels=labels, bad=bad)
 
-    def name_of(self, chunk: int, row: int) -> str:
-        """Say where a row of a chunk is, for people."""
+    def name_of(self, chunk: int, row: int | None = None) -> str:
+        """Say where a chunk is, or a row of it, for people."""
         shard, at = self.places[chunk]
-        return f"{self.folder / shard.file}: row group {shard.row_groups[at].index}, row {row}"
+        group = f"{self.folder / shard.file}: row group {shard.row_groups[at].index}"
+        return group if row is None else f"{group}, row {row}"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,6 +10,7 @@ import hashlib
 import lzma
 import os
 import shutil
+import struct
 import tarfile
 import tempfile
 import zipfile
@@ -21,7 +22,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from alexnet.data.images import MAX_BYTES
-from alexnet.data.storage import Location
+from alexnet.data.storage import Location, explained
 from alexnet.errors import DataError
 
 TRAIN, VALIDATION = "train", "validation"
@@ -30,6 +31,18 @@ SPLIT_NAMES = {
     **dict.fromkeys(("validation", "valid", "val", "test", "test_set"), VALIDATION),
 }
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif"}
+DAMAGE = (  # what Python's readers of archives raise
+    tarfile.TarError,
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+    struct.error,
+    EOFError,
+    OSError,
+    ValueError,
+    IndexError,
+    RuntimeError,  # encrypted, or a compression that is not known
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,13 +114,7 @@ def open_files(name: str) -> Iterator[Files]:
         if place.is_local and place.local.is_dir():
             yield _local_folder(place.local)
         elif place.exists():
-            archive = stack.enter_context(place.fetched())
-            if tarfile.is_tarfile(archive):
-                yield _tar_files(name, stack.enter_context(_plain_tar(archive)))
-            elif zipfile.is_zipfile(archive):
-                yield _zip_files(name, stack.enter_context(zipfile.ZipFile(archive)))
-            else:
-                raise DataError(f"{name}: neither a folder nor a tar or zip archive of images")
+            yield _archive(name, stack.enter_context(place.fetched()), stack)
         elif not place.is_local and (sizes := place.files()):
             yield _far_folder(name, place, sizes)
         else:
@@ -117,11 +124,36 @@ def open_files(name: str) -> Iterator[Files]:
             )
 
 
+def _archive(name: str, path: Path, stack: ExitStack) -> Files:
+    with _damage_told(name):
+        if tarfile.is_tarfile(path):
+            return _tar_files(name, stack.enter_context(_plain_tar(path)))
+        if zipfile.is_zipfile(path):
+            return _zip_files(name, stack.enter_context(zipfile.ZipFile(path)))
+    raise DataError(f"{name}: neither a folder nor a tar or zip archive of images")
+
+
+@contextmanager
+def _damage_told(origin: str) -> Iterator[None]:
+    with explained(origin):
+        try:
+            yield
+        except DAMAGE as error:
+            if isinstance(error, OSError) and error.errno:
+                raise  # not the archive's fault
+            reason = " ".join(str(error).split()) or "it ends early"
+            raise DataError(f"{origin}: a damaged archive: {reason}") from None
+
+
 def _local_folder(root: Path) -> Files:
     sizes, folders = {}, []
+    above = {str(root): [root.resolve()]}  # real folders from the root down to here
     for parent, names, leaves in os.walk(root, followlinks=True):
-        here, real = Path(parent).relative_to(root), Path(parent).resolve()
-        names[:] = [name for name in names if not real.is_relative_to((real / name).resolve())]
+        here, line = Path(parent).relative_to(root), above.pop(parent)
+        reals = {name: (line[-1] / name).resolve() for name in names}
+        loops = {n for n, real in reals.items() if any(up.is_relative_to(real) for up in line)}
+        names[:] = [name for name in names if name not in loops]
+        above |= {os.path.join(parent, name): [*line, reals[name]] for name in names}
         folders += [(here / name).as_posix() for name in names]
         for leaf in leaves:
             try:
@@ -149,16 +181,14 @@ def _plain_tar(path: Path) -> Iterator[Path]:
         b"\xfd7": lzma.open,
     }
     with path.open("rb") as file:
-        opener = openers.get(file.read(2))
-    if opener is None:
+        start = file.read(512)
+    opener = openers.get(start[:2])
+    if opener is None or start[257:262] == b"ustar":  # a plain one may begin with a name in "BZ"
         yield path
         return
     with tempfile.NamedTemporaryFile(suffix=".tar") as copy:
-        try:
-            with opener(path, "rb") as compressed:
-                shutil.copyfileobj(compressed, copy, 1 << 20)
-        except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
-            raise DataError(f"{path}: a damaged archive: {error}") from None
+        with opener(path, "rb") as compressed:
+            shutil.copyfileobj(compressed, copy, 1 << 20)
         copy.flush()
         yield Path(copy.name)
 
@@ -171,13 +201,10 @@ def tar_members(path: Path, offset: int = 0, origin: str = "") -> list[tarfile.T
     Raises:
         DataError: damaged, or a member points out of it.
     """
-    try:
-        with path.open("rb") as file:
-            file.seek(offset)
-            with tarfile.open(fileobj=file, mode="r:") as archive:
-                members = [member for member in archive.getmembers() if member.name != "."]
-    except (tarfile.TarError, OSError) as error:
-        raise DataError(f"{origin or path}: a damaged archive: {error}") from None
+    with _damage_told(origin or str(path)), path.open("rb") as file:
+        file.seek(offset)
+        with tarfile.open(fileobj=file, mode="r:") as archive:
+            members = [member for member in archive.getmembers() if member.name != "."]
     _refuse_escape(origin or str(path), (member.name for member in members))
     return members
 
@@ -206,8 +233,8 @@ def _zip_files(origin: str, archive: zipfile.ZipFile) -> Files:
     def read(name: str) -> bytes:
         try:
             return archive.read(members[name])
-        except (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError) as error:
-            raise DataError(f"damaged in the archive: {error}") from None
+        except DAMAGE as error:
+            raise DataError(f"damaged in the archive: {error or 'it ends early'}") from None
 
     return Files(
         origin=origin,
@@ -279,15 +306,17 @@ def _items(
 
 
 def _check_name(origin: str, path: PurePosixPath) -> None:
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise DataError(f"{origin}: the name {str(path)!r} is not UTF-8; rename it") from None
+    if len(str(path).splitlines()) > 1:
+        raise DataError(f"{origin}: the name {str(path)!r} has a line break in it; rename it")
     if path.parts[-2].lower() in SPLIT_NAMES:
         raise DataError(
             f"{origin}: {path} stands right in the folder of a split; expected "
             f"{path.parent}/CLASS/{path.name}"
         )
-    try:
-        str(path).encode()
-    except UnicodeEncodeError:
-        raise DataError(f"{origin}: the name {str(path)!r} is not UTF-8; rename it") from None
 
 
 def _hidden(path: PurePosixPath) -> bool:

@@ -6,6 +6,7 @@ byte ranges are kept on a local disk, within a bound, for all ranks of a node.
 
 import errno
 import fcntl
+import hashlib
 import logging
 import os
 import random
@@ -84,16 +85,16 @@ class Location:
 
     def info(self) -> fs.FileInfo:
         """Return type and size; a type of NotFound where there is nothing."""
-        return self._try(lambda: self.filesystem.get_file_info(self.path))
+        return self.attempt(lambda: self.filesystem.get_file_info(self.path))
 
     def exists(self) -> bool:
         """Whether a file is here."""
         return bool(self.info().type == fs.FileType.File)
 
     def files(self) -> dict[str, int]:
-        """Return the sizes of all files below this folder, by their path from it."""
-        selector = fs.FileSelector(self.path, recursive=True)
-        infos = self._try(lambda: self.filesystem.get_file_info(selector))
+        """Return the sizes of all files below this folder, if it is one, by their path from it."""
+        selector = fs.FileSelector(self.path, recursive=True, allow_not_found=True)
+        infos = self.attempt(lambda: self.filesystem.get_file_info(selector))
         return {
             os.path.relpath(info.path, self.path): info.size
             for info in infos
@@ -107,7 +108,7 @@ class Location:
             with self.filesystem.open_input_stream(self.path) as file:
                 return bytes(file.read())
 
-        return self._try(once)
+        return self.attempt(once)
 
     def read_range(self, offset: int, length: int) -> bytes:
         """Return `length` bytes from `offset` on.
@@ -123,7 +124,20 @@ class Location:
                 raise OSError(f"{self}: {len(data)} of {length} bytes at {offset}")
             return data
 
-        return self._try(once)
+        return self.attempt(once)
+
+    def digest(self) -> tuple[int, str]:
+        """Return the file's size and SHA-256."""
+
+        def once() -> tuple[int, str]:
+            digest, size = hashlib.sha256(), 0
+            with self.filesystem.open_input_stream(self.path) as stream:
+                while block := stream.read(8 << 20):
+                    digest.update(block)
+                    size += len(block)
+            return size, digest.hexdigest()
+
+        return self.attempt(once)
 
     def write(self, data: bytes) -> None:
         """Write a whole file, at once where the store can (a local disk cannot)."""
@@ -132,12 +146,12 @@ class Location:
             with self.filesystem.open_output_stream(self.path) as file:
                 file.write(data)
 
-        self._try(once)
+        self.attempt(once)
 
     def upload(self, source: Path) -> None:
         """Copy a local file to here."""
         target = self.filesystem
-        self._try(
+        self.attempt(
             lambda: fs.copy_files(
                 str(source),
                 self.path,
@@ -154,10 +168,11 @@ class Location:
             return
         with tempfile.TemporaryDirectory() as folder:
             copy = Path(folder) / Path(self.path).name
-            self._try(lambda: fs.copy_files(self.path, str(copy), self.filesystem))
+            self.attempt(lambda: fs.copy_files(self.path, str(copy), self.filesystem))
             yield copy
 
-    def _try(self, request: Callable[[], T]) -> T:
+    def attempt(self, request: Callable[[], T]) -> T:
+        """Return what `request` to this place's store returns, if need be at a later attempt."""
         return request() if self.is_local else persistently(request)
 
 
@@ -165,8 +180,9 @@ def refuse_credentials(name: str) -> None:
     """Raise ConfigError, without telling it, if a URI has a user or a password in it."""
     if match := PASSWORD.match(name):
         raise ConfigError(
-            f"{match[1]}://...@{match[2]}: credentials do not belong in a path; set them in the environment (AWS_ACCESS_KEY_ID and "
-            "AWS_SECRET_ACCESS_KEY, GOOGLE_APPLICATION_CREDENTIALS)"
+            f"{match[1]}://...@{match[2]}: credentials do not belong in a path; set them in the "
+            "environment (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, "
+            "GOOGLE_APPLICATION_CREDENTIALS)"
         )
 
 
