@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from alexnet.config import AugmentConfig, DataConfig
-from alexnet.data.images import Encoded, Pixels, decode
+from alexnet.data.images import Encoded, Pixels, check_pixels, decode
 
 DRAWS = 11  # uniform numbers in [-1, 1) that one image takes, always all of them
 
@@ -70,17 +70,24 @@ class Fitter:
     def _patch(self, encoded: Encoded) -> Pixels:
         """The centre square of the image, its shorter side resized to `resize`."""
         side = self._config.resize
-        pixels = shorter_side(decode(encoded, at_least=side), side)
-        return _crop(pixels, side, 0.0, 0.0)
+        pixels = decode(encoded, at_least=side)
+        square = _crop(pixels, min(pixels.shape[:2]), 0.0, 0.0)
+        return resized(square, side, side)
 
 
 def shorter_side(pixels: Pixels, side: int) -> Pixels:
-    """Resize so that the shorter side has `side` pixels; the shape's ratio stays."""
+    """Resize so that the shorter side has `side` pixels; the shape's ratio stays.
+
+    Raises:
+        DataError: it is so long that this makes more than `MAX_PIXELS`.
+    """
     height, width, _ = pixels.shape
     if min(height, width) == side:
         return pixels
     scale = side / min(height, width)
-    return resized(pixels, max(side, round(height * scale)), max(side, round(width * scale)))
+    wanted = max(side, round(height * scale)), max(side, round(width * scale))
+    check_pixels(*reversed(wanted))
+    return resized(pixels, *wanted)
 
 
 def resized(pixels: Pixels, height: int, width: int) -> Pixels:

@@ -21,6 +21,7 @@ Encoded = bytes | memoryview
 MAX_PIXELS = 64_000_000
 MAX_BYTES = 256 << 20
 EXIF_ORIENTATION = 0x0112
+FORMATS = ("JPEG", "PPM", "PNG", "WEBP", "BMP", "GIF", "TIFF")  # of Pillow's many
 PPM = re.compile(rb"P6\n(\d{1,6}) (\d{1,6})\n255\n")  # raw pixels, in the plainest container
 
 
@@ -39,7 +40,7 @@ def decode(encoded: Encoded, at_least: int = 0) -> Pixels:
         return _decode_jpeg(encoded, at_least)
     if match := PPM.match(encoded):
         return _view_ppm(encoded, match)
-    return np.asarray(_to_rgb(_open(encoded)))
+    return _pixels_of(encoded)
 
 
 def encode_raw(pixels: Pixels) -> bytes:
@@ -68,29 +69,37 @@ def normalise(encoded: bytes) -> tuple[bytes, Pixels]:
     if not encoded:
         raise DataError("an empty file")
     _check_png_sums(encoded)
-    image = _open(encoded)
-    upright = image.getexif().get(EXIF_ORIENTATION, 1) == 1
-    if image.format in ("JPEG", "PNG") and image.mode in ("RGB", "L") and upright:
-        try:
-            return encoded, decode(encoded)
-        except DataError:
-            pass  # a JPEG that Pillow reads but libjpeg warns of: written anew
-    lossy = image.format in ("JPEG", "WEBP")
-    rgb = _to_rgb(ImageOps.exif_transpose(image))
-    buffer = BytesIO()
-    if lossy:
-        rgb.save(buffer, "JPEG", quality=95, subsampling=0)
-    else:
-        rgb.save(buffer, "PNG")
+    with _damage_told():
+        image = _open(encoded)
+        upright = image.getexif().get(EXIF_ORIENTATION, 1) == 1
+        kind = "JPEG" if image.format == "MPO" else image.format  # a JPEG with others behind it
+        if kind in ("JPEG", "PNG") and image.mode in ("RGB", "L") and upright:
+            try:
+                return encoded, decode(encoded)
+            except DataError:
+                pass  # a JPEG that Pillow reads but libjpeg warns of: written anew
+        rgb = _to_rgb(ImageOps.exif_transpose(image))
+        rgb.info.clear()  # no EXIF, no profile: pixels only
+        buffer = BytesIO()
+        if kind in ("JPEG", "WEBP"):
+            rgb.save(buffer, "JPEG", quality=95, subsampling=0)
+        else:
+            rgb.save(buffer, "PNG")
     return buffer.getvalue(), decode(buffer.getvalue())
+
+
+def check_pixels(width: int, height: int) -> None:
+    """Raise DataError for an image that would take too much memory."""
+    if width * height > MAX_PIXELS:
+        raise DataError(f"{width} x {height} pixels, at most {MAX_PIXELS} allowed")
 
 
 def _decode_jpeg(encoded: Encoded, at_least: int) -> Pixels:
     try:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(encoded)
-        _check_pixels(width, height)
+        check_pixels(width, height)
         if colours in ("CMYK", "YCCK"):
-            return np.asarray(_to_rgb(_open(encoded)))
+            return _pixels_of(encoded)
         return np.asarray(simplejpeg.decode_jpeg(encoded, "RGB", False, False, at_least, at_least))
     except ValueError as error:
         raise DataError(" ".join(str(error).split())) from None
@@ -98,39 +107,40 @@ def _decode_jpeg(encoded: Encoded, at_least: int) -> Pixels:
 
 def _view_ppm(encoded: Encoded, match: re.Match[bytes]) -> Pixels:
     width, height = int(match[1]), int(match[2])
-    _check_pixels(width, height)
+    check_pixels(width, height)
     if len(encoded) != match.end() + width * height * 3:
         raise DataError(f"{len(encoded)} bytes do not hold {width} x {height} pixels")
     return np.frombuffer(encoded, np.uint8, offset=match.end()).reshape(height, width, 3)
 
 
-def _open(encoded: Encoded) -> Image.Image:
+def _pixels_of(encoded: Encoded) -> Pixels:
     with _damage_told():
-        image: Image.Image = Image.open(BytesIO(encoded))
-        _check_pixels(image.width, image.height)
-        image.load()
+        return np.asarray(_to_rgb(_open(encoded)))
+
+
+def _open(encoded: Encoded) -> Image.Image:
+    image: Image.Image = Image.open(BytesIO(encoded), formats=FORMATS)
+    check_pixels(image.width, image.height)
+    image.load()
     return image
 
 
 def _check_png_sums(encoded: bytes) -> None:
     """A PNG has checksums of its own, which decoding skips."""
     with _damage_told():
-        Image.open(BytesIO(encoded)).verify()
+        Image.open(BytesIO(encoded), formats=FORMATS).verify()
 
 
 @contextmanager
 def _damage_told() -> Iterator[None]:
     try:
         yield
+    except (DataError, MemoryError):
+        raise
     except UnidentifiedImageError:
         raise DataError("not an image") from None
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except Exception as error:  # Pillow's readers let through whatever a damaged field brings
         raise DataError(" ".join(str(error).split()) or "damaged") from None
-
-
-def _check_pixels(width: int, height: int) -> None:
-    if width * height > MAX_PIXELS:
-        raise DataError(f"{width} x {height} pixels, at most {MAX_PIXELS} allowed")
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -24,6 +24,7 @@ from alexnet.data.sources import (
     Files,
     Item,
     Source,
+    check_classes,
     open_files,
     tar_members,
 )
@@ -162,9 +163,9 @@ def _cifar_batch(
     try:
         pixels = np.asarray(tree["data"], np.uint8).reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
         numbers = np.asarray(tree[labels], np.int64)
-        if len(pixels) != len(numbers):
-            raise ValueError(f"{len(pixels)} images, {len(numbers)} labels")
-    except (KeyError, ValueError, TypeError) as error:
+        if numbers.shape != (len(pixels),):
+            raise ValueError(f"{len(pixels)} images, labels of shape {numbers.shape}")
+    except (KeyError, ValueError, TypeError, OverflowError) as error:
         raise DataError(f"{files.origin}: {name} is no CIFAR batch: {error}") from None
     return pixels, numbers
 
@@ -197,10 +198,10 @@ def _unpickle(files: Files, by_name: dict[str, str], name: str) -> dict[str, Any
     if name not in by_name:
         raise DataError(f"{files.origin}: {name} is missing")
     try:
-        tree = _PlainUnpickler(BytesIO(files.read(by_name[name])), encoding="latin1").load()
+        return dict(_PlainUnpickler(BytesIO(files.read(by_name[name])), encoding="latin1").load())
     except Exception as error:  # a damaged pickle can bring any
-        raise DataError(f"{files.origin}: {name} cannot be read: {error}") from None
-    return dict(tree)
+        reason = " ".join(str(error).split())
+        raise DataError(f"{files.origin}: {name} cannot be read: {reason}") from None
 
 
 def _arrays(
@@ -210,6 +211,9 @@ def _arrays(
     pixels: dict[str, Pixels] = {}
     items = []
     for split, (images, labels) in splits.items():
+        if len(labels) and not 0 <= labels.min() <= labels.max() < len(classes):
+            wrong = labels[(labels < 0) | (labels >= len(classes))][0]
+            raise DataError(f"{name}: label {wrong} is none of the {len(classes)} classes")
         for index, (image, label) in enumerate(zip(images, labels.tolist(), strict=True)):
             item = Item(
                 key=f"{name}/{split}/{index:05d}.png", split=split, class_name=classes[label]
@@ -231,10 +235,9 @@ def _imagenet(files: Files, by_name: dict[str, str]) -> Source:
         *_imagenet_train(root / by_name[IMAGENET_TRAIN]),
         *_imagenet_validation(root / by_name[IMAGENET_VALIDATION], _imagenet_truth(files, by_name)),
     ]
-    piece_of = {item.key: piece for item, piece in parts}
-    return Source(
-        items=tuple(item for item, _ in parts), read=lambda item: piece_of[item.key].read()
-    )
+    items, piece_of = tuple(item for item, _ in parts), {item.key: piece for item, piece in parts}
+    check_classes(files.origin, items)
+    return Source(items=items, read=lambda item: piece_of[item.key].read())
 
 
 @dataclass(frozen=True)
@@ -264,7 +267,8 @@ def _imagenet_validation(archive: Path, truth: list[str]) -> Iterator[tuple[Item
     """Images numbered from 1, whose classes are the lines of the ground truth."""
     for image in filter(TarInfo.isfile, tar_members(archive)):
         name = PurePosixPath(image.name).name
-        number = int(PurePosixPath(name).stem.rpartition("_")[2] or 0)
+        digits = PurePosixPath(name).stem.rpartition("_")[2]
+        number = int(digits) if digits.isdecimal() else 0
         if not 1 <= number <= len(truth):
             raise DataError(f"{archive}: {name} is none of the {len(truth)} in {IMAGENET_TRUTH}")
         class_name = truth[number - 1]
@@ -285,9 +289,17 @@ def _imagenet_truth(files: Files, by_name: dict[str, str]) -> list[str]:
             raise DataError(
                 f"{files.origin}: ImageNet's {needed} is missing; it comes in {IMAGENET_KIT}"
             )
-    synsets = loadmat(BytesIO(files.read(by_name[IMAGENET_MEANING])), squeeze_me=True)["synsets"]
-    meaning = {int(synset["ILSVRC2012_ID"]): str(synset["WNID"]) for synset in synsets}
-    return [meaning[int(line)] for line in files.read(by_name[IMAGENET_TRUTH]).split()]
+    try:
+        synsets = loadmat(BytesIO(files.read(by_name[IMAGENET_MEANING])))["synsets"].ravel()
+        meaning = {
+            int(synset["ILSVRC2012_ID"].item()): str(synset["WNID"].item()) for synset in synsets
+        }
+        return [meaning[int(line)] for line in files.read(by_name[IMAGENET_TRUTH]).split()]
+    except Exception as error:  # a damaged kit can bring any
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise DataError(
+            f"{files.origin}: {IMAGENET_TRUTH} cannot be read with {IMAGENET_MEANING}: {reason}"
+        ) from None
 
 
 def _png(pixels: npt.NDArray[np.uint8]) -> bytes:

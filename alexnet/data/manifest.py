@@ -13,12 +13,17 @@ from alexnet.data.shards import SCHEMA_VERSION, Shard
 # any order.
 Moments = tuple[int, tuple[int, ...], tuple[tuple[int, ...], ...]]
 NO_MOMENTS: Moments = (0, (0, 0, 0), ((0, 0, 0),) * 3)
+AT_ONCE = 1 << 16  # pixels: as floating point numbers they take 24 bytes
 
 
 def moments_of(pixels: Pixels) -> Moments:
     """Return the moments of an image's colours, uint8 [height, width, 3]."""
-    colours = pixels.reshape(-1, 3).astype(np.float64)  # exact: 64 M pixels stay below 2^53
-    total, products = colours.sum(0), colours.T @ colours
+    colours = pixels.reshape(-1, 3)
+    total, products = np.zeros(3), np.zeros((3, 3))  # exact: 64 M pixels stay below 2^53
+    for at in range(0, len(colours), AT_ONCE):
+        some = colours[at : at + AT_ONCE].astype(np.float64)
+        total += some.sum(0)
+        products += some.T @ some
     return (
         len(colours),
         tuple(int(x) for x in total),

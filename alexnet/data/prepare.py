@@ -14,6 +14,7 @@ import io
 import json
 import os
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -105,9 +106,11 @@ def prepare(
     """
     target = Location.of(out)
     with explained(str(out)):
+        if target.is_local and (target.local / PLAN).exists() and (target / MANIFEST).exists():
+            return _tidied(target.local)
         if (target / MANIFEST).exists():
             raise DataError(f"{out}: holds a prepared set already; remove it first or name another")
-    with open_source(source_name, options.validation_share) as source:
+    with _quiet_pillow(), open_source(source_name, options.validation_share) as source:
         if target.is_local:
             _prepare_here(source_name, source, target.local, options, progress)
         else:
@@ -115,6 +118,14 @@ def prepare(
                 _prepare_here(source_name, source, Path(folder), options, progress)
                 _upload(Path(folder), target)
     return ShardSet.open(out)
+
+
+@contextmanager
+def _quiet_pillow() -> Iterator[None]:
+    """What Pillow warns of is either refused here or of no matter (EXIF fields)."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"PIL\.")
+        yield
 
 
 def _upload(folder: Path, target: Location) -> None:
@@ -146,7 +157,6 @@ def _only_writer(out: Path) -> Iterator[None]:
         if (out / MANIFEST).exists():
             raise DataError(f"{out}: another preparation has just finished it")
         yield
-        (out / LOCK).unlink(missing_ok=True)
 
 
 def _blocks(source: Source, shard_rows: int) -> Iterator[_Block]:
@@ -304,14 +314,21 @@ def _finish(
     for block in blocks:
         splits[block.split].append(done[block.file])
     moments = reduce(add, (each.moments for each in splits[TRAIN]), NO_MOMENTS)
-    if not moments[0]:
-        raise DataError(f"{name}: none of the training images can be decoded")
+    for split, dones in splits.items():
+        if not any(each.moments[0] for each in dones):
+            raise DataError(f"{name}: none of the {split} images can be decoded")
     shards = {split: [each.shard for each in dones] for split, dones in splits.items()}
     _write_whole(
         out / MANIFEST, manifest_of(classes, COLUMNS, shards, moments, rejected=len(rejected))
     )
-    for leftover in out.glob(".*.json"):
-        leftover.unlink()
+    _tidied(out)
+
+
+def _tidied(out: Path) -> ShardSet:
+    """Remove the notes beside a finished set, which a kill may have left there; the plan last."""
+    for leftover in (*out.glob(".*.done.json"), *out.glob(".*.partial"), out / LOCK, out / PLAN):
+        leftover.unlink(missing_ok=True)
+    return ShardSet.open(out)
 
 
 def _write_rejected(out: Path, rejected: list[_Rejected]) -> None:

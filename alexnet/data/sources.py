@@ -147,13 +147,13 @@ def _damage_told(origin: str) -> Iterator[None]:
 
 def _local_folder(root: Path) -> Files:
     sizes, folders = {}, []
-    above = {str(root): [root.resolve()]}  # real folders from the root down to here
+    above = {root: [root.resolve()]}  # real folders from the root down to here
     for parent, names, leaves in os.walk(root, followlinks=True):
-        here, line = Path(parent).relative_to(root), above.pop(parent)
+        here, line = Path(parent).relative_to(root), above.pop(Path(parent))
         reals = {name: (line[-1] / name).resolve() for name in names}
         loops = {n for n, real in reals.items() if any(up.is_relative_to(real) for up in line)}
         names[:] = [name for name in names if name not in loops]
-        above |= {os.path.join(parent, name): [*line, reals[name]] for name in names}
+        above |= {root / here / name: [*line, reals[name]] for name in names}
         folders += [(here / name).as_posix() for name in names]
         for leaf in leaves:
             try:
@@ -301,7 +301,7 @@ def _items(
         )
         for path in images
     )
-    _check_classes(origin, items)
+    check_classes(origin, items)
     return items
 
 
@@ -344,7 +344,8 @@ def _refuse_empty(
         raise DataError(f"{origin}: folder {empty[0]!r} has no images; remove it or fill it")
 
 
-def _check_classes(origin: str, items: tuple[Item, ...]) -> None:
+def check_classes(origin: str, items: tuple[Item, ...]) -> None:
+    """Raise DataError unless there are two splits of the same classes."""
     by_split = {
         split: {item.class_name for item in items if item.split == split}
         for split in (TRAIN, VALIDATION)
