@@ -1,9 +1,12 @@
 """Checkpoints that prove themselves: written whole or not at all, restored only if they verify.
 
 A checkpoint is a folder `step-00000400` with `state.safetensors` (all variables), `checkpoint.json`
-(what is needed to build the model again) and `manifest.json` (SHA-256 of both). It is written under
-a hidden name, synced, and renamed into place, so that a folder with that name is a whole checkpoint
-unless the disk damaged it later; that is what the hashes are for.
+(what is needed to build the model again) and `manifest.json` (SHA-256 of both). It is written on a
+desk, synced, and renamed into place, so that a folder with that name is a whole checkpoint unless
+the disk damaged it later; that is what the hashes are for.
+
+A desk is a hidden folder beside the checkpoints that belongs to one writer. What a writer changes,
+it changes by a rename from its desk or to it. Once the desk has been taken away, none succeeds.
 """
 
 import hashlib
@@ -11,6 +14,7 @@ import json
 import logging
 import os
 import re
+import secrets
 import shutil
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -23,7 +27,7 @@ import numpy.typing as npt
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from alexnet.errors import ConfigError, DataError
+from alexnet.errors import AlexnetError, BadNumbersError, ConfigError, DataError
 
 STATE, FACTS, MANIFEST = "state.safetensors", "checkpoint.json", "manifest.json"
 State = Mapping[str, npt.NDArray[Any]]
@@ -62,25 +66,43 @@ def state_sha256(state: State) -> str:
     return digest.hexdigest()
 
 
-def write(folder: Path, step: int, state: State, facts: Mapping[str, Any]) -> Path:
-    """Write a checkpoint below `folder` and return its path once it is safe on the disk."""
-    final = folder / _name(step)
-    partial = folder / f".{final.name}.partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    save_file(
-        {name: np.asarray(array, order="C") for name, array in state.items()}, partial / STATE
-    )
-    _write_json(partial / FACTS, {**facts, "step": step})
-    _write_json(partial / MANIFEST, {name: _sha256(partial / name) for name in (STATE, FACTS)})
-    for name in (STATE, FACTS, MANIFEST):
-        _sync(partial / name)
-    _sync(partial)
-    if final.exists():  # of an earlier attempt: the same step, or damaged
-        shutil.rmtree(final)
-    partial.rename(final)
-    _sync(folder)
+def take_over(folder: Path, name: str) -> Path:
+    """Return a new desk in `folder`; those that are there, and what they hold, go.
+
+    A writer that was left behind, however late it wakes up, can no longer change a checkpoint.
+    """
+    for left in [*folder.glob(".desk-*"), *folder.glob(".gone-*"), *folder.glob(".step-*")]:
+        gone = folder / f".gone-{secrets.token_hex(4)}"
+        left.rename(gone)
+        shutil.rmtree(gone, ignore_errors=True)  # a writer may be at it still
+    desk = folder / f".desk-{name}"
+    desk.mkdir(parents=True)
+    return desk
+
+
+def write(desk: Path, step: int, state: State, facts: Mapping[str, Any]) -> Path:
+    """Write a checkpoint beside `desk` and return its path once it is safe on the disk."""
+    final, partial = desk.parent / _name(step), desk / _name(step)
+    try:
+        _write_files(partial, state, {**facts, "step": step})
+        if final.exists():  # of an earlier attempt: the same step, or damaged
+            _delete(final, desk)
+        partial.rename(final)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)  # gives the space back
+        raise
+    _sync(desk.parent)
     return final
+
+
+def _write_files(folder: Path, state: State, facts: Mapping[str, Any]) -> None:
+    folder.mkdir()
+    arrays = {name: np.asarray(array, order="C") for name, array in state.items()}
+    save_file(arrays, folder / STATE)
+    _write_json(folder / FACTS, facts)
+    _write_json(folder / MANIFEST, {name: _sha256(folder / name) for name in (STATE, FACTS)})
+    for path in (folder / STATE, folder / FACTS, folder / MANIFEST, folder):
+        _sync(path)
 
 
 def read(path: Path) -> Checkpoint:
@@ -110,58 +132,106 @@ def newest(folder: Path) -> Checkpoint | None:
     return None
 
 
-def prune(folder: Path, keep: int) -> None:
-    """Delete all but the `keep` newest checkpoints."""
-    for path in _finished(folder)[:-keep]:
-        shutil.rmtree(path)
+def prune(desk: Path, keep: int) -> None:
+    """Delete all but the `keep` newest checkpoints beside `desk`."""
+    for path in _finished(desk.parent)[:-keep]:
+        _delete(path, desk)
 
 
-def abandon(folder: Path, after: int) -> None:
+def abandon(desk: Path, after: int) -> None:
     """Delete checkpoints of more steps: damaged, or the run would not have been restored before."""
-    for path in _finished(folder):
+    for path in _finished(desk.parent):
         if path.name > _name(after):
-            shutil.rmtree(path)
+            _delete(path, desk)
 
 
 class BackgroundWriter:
     """Writes checkpoints behind the training, at most one at a time.
 
-    An error of the writer thread is raised in the caller: at the next `submit`, or in `wait`.
+    A disk that fails is put up with until it has done so `max_failures` times in a row. That, and
+    any other error of the writer's thread, is raised in the caller by `check`.
     """
 
-    def __init__(self, folder: Path, keep: int, written: Callable[[int], None]) -> None:
-        """Write below `folder`, keep the newest `keep`, and tell `written` each finished step."""
-        self._folder = folder
+    def __init__(
+        self,
+        desk: Path,
+        keep: int,
+        written: Callable[[int], None],
+        failed: Callable[[int, str], None] = lambda step, reason: None,
+        max_failures: int = 1,
+    ) -> None:
+        """Write beside `desk`, keep the newest `keep`, and tell what has become of each step."""
+        self._desk = desk
         self._keep = keep
         self._written = written
+        self._failed = failed
+        self._max_failures = max_failures
+        self._failures: list[AlexnetError] = []  # in a row
         self._thread: threading.Thread | None = None
         self._error: Exception | None = None
 
     def submit(self, step: int, state: State, facts: Mapping[str, Any]) -> None:
         """Start writing; waits for the one before if that still runs."""
-        self.wait()
+        self._join()
+        self.check()
         self._thread = threading.Thread(
             target=self._write, args=(step, state, facts), name="checkpoint"
         )
         self._thread.start()
 
-    def wait(self) -> None:
-        """Return once nothing is being written."""
+    def check(self) -> None:
+        """Raise what has kept the writer from going on, once."""
+        error, self._error = self._error, None
+        if error:
+            raise error
+
+    def finish(self) -> None:
+        """Return once nothing is being written; raise unless the last one is on the disk."""
+        self._join()
+        self.check()
+        if self._failures:
+            raise self._failures[-1]
+
+    def _join(self) -> None:
         if self._thread:
             self._thread.join()
             self._thread = None
-        if self._error:
-            error, self._error = self._error, None
-            raise error
 
     def _write(self, step: int, state: State, facts: Mapping[str, Any]) -> None:
         try:
-            write(self._folder, step, state, facts)
-            abandon(self._folder, step)
-            prune(self._folder, self._keep)
+            _refuse_bad_numbers(step, state)
+            write(self._desk, step, state, facts)
+            abandon(self._desk, step)
+            prune(self._desk, self._keep)
+            self._failures.clear()
             self._written(step)
+        except (OSError, SafetensorError) as error:
+            self._error = self._disk_failure(step, error)
         except Exception as error:  # raised in the training thread
             self._error = error
+
+    def _disk_failure(self, step: int, error: Exception) -> AlexnetError | None:
+        """Return the error to stop at, if it is time to."""
+        if not self._desk.is_dir():
+            return AlexnetError(f"{self._desk.parent}: taken over by another attempt or job")
+        reason = " ".join(str(error).split())
+        log.error("no checkpoint of step %d: %s", step, reason)
+        self._failed(step, reason)
+        self._failures.append(AlexnetError(f"no checkpoint of step {step}: {reason}"))
+        return self._failures[-1] if len(self._failures) >= self._max_failures else None
+
+
+def _refuse_bad_numbers(step: int, state: State) -> None:
+    for name, array in state.items():
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            raise BadNumbersError(f"step {step}: {name} is not finite; no checkpoint of that")
+
+
+def _delete(path: Path, desk: Path) -> None:
+    gone = desk / f"gone-{path.name}"
+    shutil.rmtree(gone, ignore_errors=True)
+    path.rename(gone)
+    shutil.rmtree(gone)
 
 
 def _name(step: int) -> str:

@@ -122,6 +122,12 @@ class TrainConfig(Settings):
         False, description="add up in 64-bit fixed point: the same bits at any number of ranks"
     )
     deterministic: bool = Field(True, description="only kernels that repeat in every bit")
+    on_bad_numbers: Literal["stop", "skip"] = Field(
+        "stop", description="where gradients are not finite; skip: that step changes nothing"
+    )
+    check_replicas_every: int = Field(
+        1000, ge=0, description="steps between comparisons of all ranks' state by hash; 0: never"
+    )
 
     @property
     def virtual_workers(self) -> int:
@@ -143,6 +149,9 @@ class CheckpointConfig(Settings):
 
     every: int = Field(200, ge=0, description="steps between checkpoints; 0: only at the end")
     keep: int = Field(3, ge=1, description="newest checkpoints kept")
+    max_failures: int = Field(
+        3, ge=1, description="writes in a row that the disk may fail before the run ends"
+    )
 
 
 class RunConfig(Settings):
@@ -197,7 +206,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 
 def _set_override(tree: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
-    if not equals:
+    if not equals or not all(key.split(".")) or key != key.strip():
         raise ConfigError(f"override {override!r}: expected key=value, as in train.epochs=5")
     try:
         value = yaml.safe_load(text)

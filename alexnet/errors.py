@@ -23,3 +23,7 @@ class DataError(AlexnetError):
     """Images, shards or checkpoints that cannot be used as they are."""
 
     exit_code = EXIT_DATA
+
+
+class BadNumbersError(AlexnetError):
+    """Training has come to numbers that are not finite."""

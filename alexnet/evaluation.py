@@ -35,11 +35,12 @@ class Evaluator:
         self._sum_over_ranks = sum_over_ranks
         self._score = tf.function(self._score_batch, autograph=False, reduce_retracing=True)
 
-    def __call__(self) -> Evaluation:
+    def __call__(self, on_batch: Callable[[], None] = lambda: None) -> Evaluation:
         """Return the scores over all ranks' images. A collective: all ranks must call it."""
         sums = tf.zeros([4], tf.float64)
         for images, labels in self._batches():
             sums += self._score(images, labels)
+            on_batch()
         (total,) = self._sum_over_ranks([sums])
         right, right5, loss, count = total.numpy().tolist()
         return {

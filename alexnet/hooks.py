@@ -1,26 +1,86 @@
 """What happens around the steps: evaluation, checkpoints, and records of how it goes."""
 
-import json
-import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import tensorflow as tf
 
-from alexnet.checkpoint import BackgroundWriter
+from alexnet.checkpoint import BackgroundWriter, state_sha256
+from alexnet.errors import AlexnetError, BadNumbersError
 from alexnet.evaluation import Evaluation, Evaluator
+from alexnet.exchange import Exchange
 from alexnet.trainer import Hook, Phases, StepEvent
+
+
+class StopAtBadNumbers(Hook):
+    """Ends the run at a step whose sums are not finite. Every rank sees the same ones."""
+
+    def on_step(self, event: StepEvent) -> None:  # noqa: D102 - as in Hook
+        if event.result.skipped:
+            raise BadNumbersError(
+                f"step {event.step}: loss or gradients are not finite; lower "
+                "schedule.learning_rate, or leave such steps out: train.on_bad_numbers=skip"
+            )
+
+
+class CheckReplicas(Hook):
+    """Compares a hash of the state over all ranks every so many steps. Must be on every rank."""
+
+    def __init__(
+        self, variables: Mapping[str, tf.Variable], exchange: Exchange, every: int, phases: Phases
+    ) -> None:
+        """Compare every `every` steps (0: never); the time counts as `exchange`."""
+        self._variables = variables
+        self._exchange = exchange
+        self._every = every
+        self._phases = phases
+        self._equal = 0
+
+    def wants_state(self, step: int) -> bool:  # noqa: D102
+        return self._every > 0 and step % self._every == 0
+
+    def on_state(self, step: int) -> None:  # noqa: D102
+        with self._phases("exchange"):
+            hashes = self._hashes()
+        common, _ = Counter(hashes).most_common(1)[0]
+        if odd := [rank for rank, found in enumerate(hashes) if found != common]:
+            raise AlexnetError(
+                f"step {step}: the state of rank {', '.join(map(str, odd))} of {len(hashes)} is "
+                f"not that of the others; last seen equal after {self._equal} steps, trust no "
+                "checkpoint of more"
+            )
+        self._equal = step
+
+    def _hashes(self) -> list[int]:
+        """60 bits of each rank's hash, by rank."""
+        exchange = self._exchange
+        state = {name: variable.numpy() for name, variable in self._variables.items()}
+        mine = [0] * exchange.world_size
+        mine[exchange.rank] = int(state_sha256(state)[:15], 16)
+        (hashes,) = exchange.sum([tf.constant(mine, tf.int64)], name="replicas")
+        found: list[int] = hashes.numpy().tolist()
+        return found
 
 
 class Evaluate(Hook):
     """Scores the held-out split every so many steps and at the end, on all ranks together."""
 
     def __init__(
-        self, evaluator: Evaluator, every: int, phases: Phases, tell: Sequence[Hook]
+        self,
+        evaluator: Evaluator,
+        every: int,
+        phases: Phases,
+        tell: Sequence[Hook],
+        on_batch: Callable[[], None] = lambda: None,
     ) -> None:
-        """Evaluate every `every` steps (0: only at the end) and tell the hooks in `tell`."""
+        """Evaluate every `every` steps (0: only at the end) and tell the hooks in `tell`.
+
+        `on_batch` is called after every batch, as a sign that it goes on.
+        """
         self._evaluator = evaluator
+        self._on_batch = on_batch
         self._every = every
         self._phases = phases
         self._tell = tell
@@ -32,7 +92,7 @@ class Evaluate(Hook):
 
     def on_state(self, step: int) -> None:  # noqa: D102
         with self._phases("eval"):
-            self.latest = self._evaluator()
+            self.latest = self._evaluator(self._on_batch)
         self._step = step
         for hook in self._tell:
             hook.on_evaluation(step, self.latest)
@@ -71,18 +131,21 @@ class SaveCheckpoints(Hook):
             self._writer.submit(step, state, self._facts)
         self._saved = step
 
+    def on_step(self, event: StepEvent) -> None:  # noqa: D102
+        self._writer.check()
+
     def on_end(self, step: int, stopped: bool) -> None:  # noqa: D102
         if self._saved != step:
             self.on_state(step)
         with self._phases("checkpoint"):
-            self._writer.wait()
+            self._writer.finish()
 
 
 class LogLines(Hook):
     """Turns every n-th step, and every evaluation, into a flat record for others to show or keep.
 
-    Loss and accuracy are means over the steps since the last record, which any rank could tell:
-    they are the same on all.
+    Loss and accuracy are means over the steps since the last record that were not skipped (None:
+    all were). Any rank could tell them: they are the same on all.
     """
 
     def __init__(
@@ -104,6 +167,8 @@ class LogLines(Hook):
 
     def on_step(self, event: StepEvent) -> None:  # noqa: D102
         self._events.append(event)
+        if event.result.skipped:
+            self._send({"kind": "skipped", "step": event.step, **self._epoch(event.step)})
         if event.step % self._every == 0:
             self._emit()
 
@@ -118,13 +183,14 @@ class LogLines(Hook):
         events, self._events = self._events, []
         since, self._since = self._since, events[-1].training_seconds
         images = len(events) * self._global_batch
+        results = [event.result for event in events if not event.result.skipped]
         self._send(
             {
                 "kind": "step",
                 "step": events[-1].step,
                 **self._epoch(events[-1].step),
-                "loss": sum(event.result.loss for event in events) / len(events),
-                "accuracy": sum(event.result.accuracy for event in events) / len(events),
+                "loss": _mean([result.loss for result in results]),
+                "accuracy": _mean([result.accuracy for result in results]),
                 "learning_rate": events[-1].rate,
                 "images_per_second": images / max(self._since - since, 1e-9),
                 "phase_seconds": {k: round(v, 3) for k, v in self._phases.seconds.items()},
@@ -139,20 +205,6 @@ class LogLines(Hook):
             sink(record)
 
 
-class JsonLines:
-    """A sink that appends records to a file; those after the restored step are dropped first."""
-
-    def __init__(self, path: Path, restored_step: int) -> None:
-        """Go on in `path` after the records of `restored_step` steps."""
-        kept = [line for line in _lines(path) if json.loads(line)["step"] <= restored_step]
-        path.write_text("".join(kept))
-        self._file = path.open("a", buffering=1)
-
-    def __call__(self, record: dict[str, Any]) -> None:
-        """Append one record."""
-        self._file.write(json.dumps({**record, "time": round(time.time(), 3)}) + "\n")
-
-
 class TensorBoard:
     """A sink that writes every number of a record as a scalar, by step."""
 
@@ -162,7 +214,9 @@ class TensorBoard:
 
     def __call__(self, record: dict[str, Any]) -> None:
         """Write one record."""
-        group = "train" if record["kind"] == "step" else "validation"
+        group = {"step": "train", "evaluation": "validation"}.get(record["kind"])
+        if group is None:
+            return
         with self._writer.as_default(step=record["step"]):
             for name, value in record.items():
                 if isinstance(value, float):
@@ -170,7 +224,5 @@ class TensorBoard:
         self._writer.flush()
 
 
-def _lines(path: Path) -> list[str]:
-    """Whole lines only: a killed writer may have left half of one."""
-    text = path.read_text() if path.exists() else ""
-    return [line for line in text.splitlines(keepends=True) if line.endswith("\n")]
+def _mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None

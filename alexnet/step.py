@@ -3,7 +3,8 @@
 The global batch is always V micro-batches, whatever the number of ranks. Each is a pure function of
 the state at the step's start: its dropout masks follow from (seed, step, virtual worker), its
 BatchNorm statistics are its own. What all ranks sum is the mean over V of gradients and of moved
-BatchNorm statistics, so N ranks and one rank take the same step up to the order of additions.
+BatchNorm statistics, so N ranks and one rank take the same step up to the order of additions. A sum
+that is not finite is so on every rank, and such a step leaves the state as it was on all of them.
 """
 
 import time
@@ -25,6 +26,7 @@ class StepResult(NamedTuple):
     loss: float  # mean over the global batch
     accuracy: float  # share of the global batch, as trained on, that was right
     stop: bool  # some rank was asked to stop
+    skipped: bool  # some sum was not finite, so that the state is as it was
     exchange_seconds: float  # waited for other ranks, with nothing left to compute
 
 
@@ -79,8 +81,8 @@ class TrainStep:
     @staticmethod
     def read(result: tf.Tensor) -> StepResult:
         """Wait for a step and return what it found."""
-        loss, accuracy, stop, exchange_seconds = result.numpy().tolist()
-        return StepResult(loss, accuracy, stop > 0, exchange_seconds)
+        loss, accuracy, stop, finite, exchange_seconds = result.numpy().tolist()
+        return StepResult(loss, accuracy, stop > 0, finite == 0, exchange_seconds)
 
     def _step(
         self,
@@ -104,11 +106,16 @@ class TrainStep:
         stop, *small = _unpack(packed, like=small)
         summed = self._sums.decode([*backward[::-1], *small])
         gradients, (*moved, loss, accuracy) = _split(summed, len(self._weights))
+        finite = _are_finite(summed)
+        tf.cond(finite, lambda: self._update(gradients, moved, rate), tf.no_op)
+        figures = [tf.cast(x, tf.float64) for x in (loss, accuracy, stop, finite)]
+        return tf.stack([*figures, exchanged - computed])
+
+    def _update(self, gradients: Tensors, moved: Tensors, rate: tf.Tensor) -> tf.Operation:
         self._optimizer.apply(gradients, rate)
         for variable, value in zip(self._moving, moved, strict=True):
             variable.assign(value)
-        figures = [tf.cast(x, tf.float64) for x in (loss, accuracy, stop)]
-        return tf.stack([*figures, exchanged - computed])
+        return tf.no_op()
 
     def _sum_micro_batches(self, images: tf.Tensor, labels: tf.Tensor, step: tf.Tensor) -> Tensors:
         """All but the last in a loop, one at a time; the last outside of it, so that its backward
@@ -188,6 +195,11 @@ def model_variables(model: keras.Model) -> dict[str, tf.Variable]:
 def _now() -> tf.Tensor:
     """The clock when the graph comes here (`tf.timestamp` refuses to run deterministically)."""
     return tf.ensure_shape(tf.numpy_function(time.perf_counter, [], tf.float64), [])
+
+
+def _are_finite(tensors: Tensors) -> tf.Tensor:
+    """Whether all elements are: a sum is finite only if each of its terms is."""
+    return tf.math.is_finite(tf.add_n([tf.reduce_sum(tensor) for tensor in tensors]))
 
 
 def _split(tensors: Tensors, at: int) -> tuple[Tensors, Tensors]:

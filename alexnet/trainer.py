@@ -19,7 +19,7 @@ PHASES = ("data", "compute", "exchange", "checkpoint", "eval")
 class StepEvent:
     """A step that has ended."""
 
-    step: int  # steps taken, this one included
+    step: int  # steps taken, this one included, skipped ones as well
     rate: float
     result: StepResult
     training_seconds: float  # of this rank until the step was launched, see `Phases`

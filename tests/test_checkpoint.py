@@ -1,7 +1,10 @@
 import json
 import os
 import shutil
+import signal
 import stat
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -9,8 +12,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import psutil
 import pytest
 
+from alexnet import checkpoint
 from alexnet.checkpoint import (
     BackgroundWriter,
     Checkpoint,
@@ -18,9 +23,10 @@ from alexnet.checkpoint import (
     prune,
     read,
     state_sha256,
-    write,
+    take_over,
 )
 from alexnet.errors import EXIT_CONFIG, EXIT_DATA, ConfigError, DataError
+from tests.clusters import ROOT, wait_until
 
 State = dict[str, npt.NDArray[Any]]
 FILES = ("state.safetensors", "checkpoint.json", "manifest.json")
@@ -38,6 +44,14 @@ def state(seed: int = 0) -> State:
     }
 
 
+def write(folder: Path, step: int, state: State, facts: dict[str, Any]) -> Path:
+    return checkpoint.write(take_over(folder, "test"), step, state, facts)
+
+
+def finite(seed: int = 0) -> State:
+    return {**state(seed), "conv/bias": np.zeros(5, np.float32)}
+
+
 def assert_same_bits(one: Any, other: Any) -> None:
     assert one.keys() == other.keys()
     for name, value in one.items():
@@ -46,7 +60,7 @@ def assert_same_bits(one: Any, other: Any) -> None:
 
 
 def names(folder: Path) -> list[str]:
-    return sorted(os.listdir(folder))  # noqa: PTH208 - names, not paths
+    return sorted(name for name in os.listdir(folder) if name != ".desk-test")  # noqa: PTH208
 
 
 def damage(path: Path) -> None:
@@ -160,18 +174,48 @@ def test_what_is_no_finished_checkpoint_is_passed_over(tmp_path: Path) -> None:
     assert found.path == path
 
 
-def test_a_half_written_one_is_in_nobody_s_way(tmp_path: Path) -> None:
-    """As a killed process leaves it: hidden, without a manifest."""
+def test_what_a_killed_writer_left_goes(tmp_path: Path) -> None:
     write(tmp_path, 5, state(), FACTS)
-    partial = tmp_path / ".step-00000006.partial"
-    partial.mkdir()
-    (partial / "state.safetensors").write_bytes(b"half")
-    (partial / "strange").write_bytes(b"left over")
+    for left in (".step-00000006.partial", ".desk-old/step-00000006", ".gone-1/step-00000001"):
+        (tmp_path / left).mkdir(parents=True)
+        (tmp_path / left / "state.safetensors").write_bytes(b"half")
     found = newest(tmp_path)
     assert found is not None
     assert found.step == 5
-    assert names(write(tmp_path, 6, state(6), FACTS)) == sorted(FILES)
-    assert not partial.exists()
+    take_over(tmp_path, "test")
+    assert names(tmp_path) == ["step-00000005"]
+
+
+def frozen_writer(folder: Path, desk: Path, at: str) -> "subprocess.Popen[str]":
+    """A process that writes step 6, keeping 1, and has been stopped just before the rename `at`."""
+    writer = subprocess.Popen(
+        [sys.executable, ROOT / "tests/programs/frozen_writer.py", desk, at],
+        cwd=ROOT,
+        text=True,
+        stdout=subprocess.PIPE,
+    )
+    wait_until(lambda: psutil.Process(writer.pid).status() == psutil.STATUS_STOPPED, 30, at)
+    return writer
+
+
+@pytest.mark.parametrize("at", ["step-00000006 -> step-00000006", "step-00000005 -> gone"])
+@pytest.mark.parametrize("taken", [False, True])
+def test_a_writer_that_wakes_up_late_changes_nothing(tmp_path: Path, at: str, taken: bool) -> None:
+    for step in (4, 5):
+        write(tmp_path, step, state(step), FACTS)
+    writer = frozen_writer(tmp_path, take_over(tmp_path, "old"), at)
+    before = names(tmp_path)
+    if taken:
+        take_over(tmp_path, "new")
+    writer.send_signal(signal.SIGCONT)
+    said, _ = writer.communicate(timeout=30)
+    if taken:
+        assert "taken over by another attempt or job" in said
+        left = [name for name in before if name.startswith("step")]
+        assert [name for name in names(tmp_path) if name.startswith("step")] == left
+    else:
+        assert said.strip() == "written 6"
+        assert names(tmp_path) == [".desk-old", "step-00000006"]
 
 
 def test_the_same_step_may_be_written_again(tmp_path: Path) -> None:
@@ -190,7 +234,7 @@ def test_prune_keeps_the_newest(tmp_path: Path, keep: int, left: list[int]) -> N
     for step in (1000, 30, 5, 200):
         write(tmp_path, step, state(), FACTS)
     (tmp_path / "best").mkdir()
-    prune(tmp_path, keep)
+    prune(tmp_path / ".desk-test", keep)
     assert names(tmp_path) == ["best", *(f"step-{step:08d}" for step in left)]
 
 
@@ -198,9 +242,9 @@ def test_prune_does_not_delete_what_was_just_written(tmp_path: Path) -> None:
     """Restored from 100, because 300 is damaged, and now at 200."""
     write(tmp_path, 100, state(), FACTS)
     damage(write(tmp_path, 300, state(), FACTS) / "state.safetensors")
-    writer = BackgroundWriter(tmp_path, 1, lambda step: None)
-    writer.submit(200, state(), FACTS)
-    writer.wait()
+    writer = BackgroundWriter(take_over(tmp_path, "test"), 1, lambda step: None)
+    writer.submit(200, finite(), FACTS)
+    writer.finish()
     found = newest(tmp_path)
     assert found is not None
     assert found.step == 200
@@ -284,15 +328,17 @@ def test_a_state_in_any_memory_order_is_written_alike(tmp_path: Path) -> None:
 def test_a_background_writer_writes_prunes_and_tells(tmp_path: Path) -> None:
     told: list[tuple[int, str]] = []
     writer = BackgroundWriter(
-        tmp_path, 2, lambda step: told.append((step, threading.current_thread().name))
+        take_over(tmp_path, "test"),
+        2,
+        lambda step: told.append((step, threading.current_thread().name)),
     )
     for step in (1, 2, 3):
-        writer.submit(step, state(step), FACTS)
-    writer.wait()
+        writer.submit(step, finite(step), FACTS)
+    writer.finish()
     assert told == [(step, "checkpoint") for step in (1, 2, 3)]
     assert names(tmp_path) == ["step-00000002", "step-00000003"]
-    assert_same_bits(read(tmp_path / "step-00000003").state, state(3))
-    writer.wait()  # again, with nothing to wait for
+    assert_same_bits(read(tmp_path / "step-00000003").state, finite(3))
+    writer.finish()  # again, with nothing to wait for
 
 
 def test_only_one_is_written_at_a_time(tmp_path: Path) -> None:
@@ -302,31 +348,30 @@ def test_only_one_is_written_at_a_time(tmp_path: Path) -> None:
         go_on.wait(timeout=30)
         events.append(f"written {step}")
 
-    writer = BackgroundWriter(tmp_path, 5, written)
-    writer.submit(1, state(), FACTS)
+    writer = BackgroundWriter(take_over(tmp_path, "test"), 5, written)
+    writer.submit(1, finite(), FACTS)
     events.append("training goes on")
     go_on.set()
-    writer.submit(2, state(), FACTS)
+    writer.submit(2, finite(), FACTS)
     events.append("submitted 2")
-    writer.wait()
+    writer.finish()
     assert events[:2] == ["training goes on", "written 1"]
     assert set(events[2:]) == {"submitted 2", "written 2"}
 
 
-@pytest.mark.parametrize("ask", ["submit", "wait"])
+@pytest.mark.parametrize("ask", ["submit", "check", "finish"])
 def test_an_error_of_the_writer_is_raised_once_where_it_is_next_called(
     tmp_path: Path, ask: str
 ) -> None:
-    folder = tmp_path / "checkpoints"
-    folder.write_text("not a folder")
-    writer = BackgroundWriter(folder, 5, lambda step: None)
-    writer.submit(1, state(), FACTS)
-    with pytest.raises(OSError, match="checkpoints"):
-        writer.wait() if ask == "wait" else writer.submit(2, state(), FACTS)
-    folder.unlink()
-    writer.submit(3, state(), FACTS)
-    writer.wait()
-    assert names(folder) == ["step-00000003"]
+    desk = take_over(tmp_path, "test")
+    writer = BackgroundWriter(desk, 5, lambda step: None)
+    writer.submit(1, finite(), {"not": {"JSON"}})
+    writer._join()
+    with pytest.raises(TypeError, match="JSON"):
+        writer.submit(2, finite(), FACTS) if ask == "submit" else getattr(writer, ask)()
+    writer.submit(3, finite(), FACTS)
+    writer.finish()
+    assert names(tmp_path) == ["step-00000003"]
 
 
 def test_checkpoints_are_json_and_safetensors(tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
 import json
-from collections.abc import Collection
+import resource
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, cast
@@ -8,10 +10,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from alexnet.checkpoint import BackgroundWriter, read
+from alexnet.checkpoint import BackgroundWriter, read, take_over
 from alexnet.config import OptimizerConfig
+from alexnet.errors import AlexnetError, BadNumbersError
 from alexnet.evaluation import Evaluation
-from alexnet.hooks import Evaluate, JsonLines, LogLines, SaveCheckpoints, TensorBoard
+from alexnet.hooks import Evaluate, LogLines, SaveCheckpoints, StopAtBadNumbers, TensorBoard
 from alexnet.optimizer import Momentum
 from alexnet.step import StepResult
 from alexnet.trainer import Hook, Phases, StepEvent
@@ -19,8 +22,14 @@ from alexnet.trainer import Hook, Phases, StepEvent
 SCORE: Evaluation = {"top1": 0.5, "top5": 0.9, "loss": 1.25, "images": 359}
 
 
-def event(step: int, loss: float = 1.0, accuracy: float = 0.5, seconds: float = 0.0) -> StepEvent:
-    result = StepResult(loss=loss, accuracy=accuracy, stop=False, exchange_seconds=0.0)
+def event(
+    step: int,
+    loss: float = 1.0,
+    accuracy: float = 0.5,
+    seconds: float = 0.0,
+    skipped: bool = False,
+) -> StepEvent:
+    result = StepResult(loss, accuracy, stop=False, skipped=skipped, exchange_seconds=0.0)
     return StepEvent(step=step, rate=step / 100, result=result, training_seconds=seconds)
 
 
@@ -34,35 +43,8 @@ def drive(hook: Hook, steps: Collection[int], stopped: bool = False) -> None:
     hook.on_end(max(steps), stopped)
 
 
-def lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
-
-
-def test_json_lines_keep_each_record_with_its_time(tmp_path: Path) -> None:
-    sink = JsonLines(tmp_path / "metrics.jsonl", restored_step=0)
-    sink({"kind": "step", "step": 10, "loss": 0.1})
-    assert [line["loss"] for line in lines(tmp_path / "metrics.jsonl")] == [0.1]  # at once
-    sink({"kind": "step", "step": 20, "loss": 0.2})
-    found = lines(tmp_path / "metrics.jsonl")
-    assert [line["step"] for line in found] == [10, 20]
-    assert found[0]["time"] > 1.7e9
-    assert found[0]["time"] <= found[1]["time"]
-
-
-@pytest.mark.parametrize(
-    ("restored_step", "kept"), [(0, []), (10, [10]), (25, [10, 20, 20]), (99, [10, 20, 20, 30])]
-)
-@pytest.mark.parametrize("half", ["", '{"kind": "step", "st', '{"kind": "step", "step": 5}'])
-def test_json_lines_go_on_behind_the_restored_step(
-    tmp_path: Path, restored_step: int, kept: list[int], half: str
-) -> None:
-    path = tmp_path / "metrics.jsonl"
-    records = [{"kind": "step", "step": step} for step in (10, 20, 20, 30)]
-    path.write_text("".join(json.dumps(record) + "\n" for record in records) + half)
-    sink = JsonLines(path, restored_step)
-    assert [line["step"] for line in lines(path)] == kept
-    sink({"kind": "step", "step": 11})
-    assert [line["step"] for line in lines(path)] == [*kept, 11]
+def checkpoints(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.glob("step-*"))
 
 
 def test_log_lines_are_means_over_the_steps_since_the_last(tmp_path: Path) -> None:
@@ -116,7 +98,7 @@ def evaluated_at(every: int, last: int, stopped: bool) -> list[int]:
             assert evaluation == SCORE
             told.append(step)
 
-    hook = Evaluate(cast(Any, lambda: SCORE), every, Phases(), tell=[Listens()])
+    hook = Evaluate(cast(Any, lambda on_batch: SCORE), every, Phases(), tell=[Listens()])
     assert hook.latest is None
     drive(hook, range(1, last + 1), stopped)
     assert hook.latest == SCORE
@@ -127,7 +109,7 @@ def test_an_evaluation_s_time_is_its_own_phase() -> None:
     clock = [0.0]
     phases = Phases(lambda: clock[0])
 
-    def score() -> Evaluation:
+    def score(on_batch: Any) -> Evaluation:
         clock[0] += 5
         return SCORE
 
@@ -156,21 +138,21 @@ def test_checkpoints_are_written_every_so_many_steps_and_at_the_end(
     stopped: bool,
 ) -> None:
     told: list[int] = []
-    writer = BackgroundWriter(tmp_path, 9, told.append)
+    writer = BackgroundWriter(take_over(tmp_path, "test"), 9, told.append)
     variables = {"x": tf.Variable([1.0, 2.0])}
     hook = SaveCheckpoints(variables, {"seed": 3}, writer, every, Phases(), restored_step)
     drive(hook, steps, stopped)
     assert told == written  # on_end has waited for the last
-    assert sorted(path.name for path in tmp_path.iterdir()) == [f"step-{s:08d}" for s in written]
+    assert checkpoints(tmp_path) == [f"step-{s:08d}" for s in written]
     found = read(tmp_path / f"step-{written[-1]:08d}")
     assert found.facts == {"seed": 3, "step": written[-1]}
     np.testing.assert_array_equal(found.state["x"], [1.0, 2.0])
 
 
 def test_a_run_that_had_nothing_to_do_writes_nothing(tmp_path: Path) -> None:
-    writer = BackgroundWriter(tmp_path, 9, lambda step: None)
+    writer = BackgroundWriter(take_over(tmp_path, "test"), 9, lambda step: None)
     SaveCheckpoints({}, {}, writer, 3, Phases(), restored_step=6).on_end(6, False)
-    assert list(tmp_path.iterdir()) == []
+    assert checkpoints(tmp_path) == []
 
 
 def test_a_checkpoint_is_of_the_moment_though_training_goes_on(tmp_path: Path) -> None:
@@ -184,7 +166,8 @@ def test_a_checkpoint_is_of_the_moment_though_training_goes_on(tmp_path: Path) -
             optimizer.apply([tf.ones([1000, 1000])], tf.constant(1.0))
             super().submit(step, state, facts)
 
-    hook = SaveCheckpoints(variables, {}, Late(tmp_path, 9, lambda step: None), 1, Phases(), None)
+    writer = Late(take_over(tmp_path, "test"), 9, lambda step: None)
+    hook = SaveCheckpoints(variables, {}, writer, 1, Phases(), None)
     drive(hook, [1, 2])
     for step, (x, v) in {1: (0.0, 0.0), 2: (-1.0, 1.0)}.items():
         state = read(tmp_path / f"step-{step:08d}").state
@@ -192,14 +175,99 @@ def test_a_checkpoint_is_of_the_moment_though_training_goes_on(tmp_path: Path) -
         assert (state["x"][0, 0], state["v"][0, 0]) == (x, v)
 
 
-def test_a_disk_that_fails_ends_the_run(tmp_path: Path) -> None:
-    folder = tmp_path / "checkpoints"
-    folder.write_text("not a folder")
-    writer = BackgroundWriter(folder, 9, lambda step: None)
-    hook = SaveCheckpoints({"x": tf.Variable(1.0)}, {}, writer, 2, Phases(), None)
-    hook.on_state(2)
-    with pytest.raises(OSError, match="checkpoints"):
-        hook.on_state(4)
+@contextmanager
+def full_disk() -> Iterator[None]:
+    """No file of this process can grow beyond a few bytes."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (16, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+class Saving:
+    """A hook that saves every step, three failures in a row being too many."""
+
+    def __init__(self, folder: Path) -> None:
+        self.failed: list[int] = []
+        self.writer = BackgroundWriter(
+            take_over(folder, "test"),
+            keep=9,
+            written=lambda step: None,
+            failed=lambda step, reason: self.failed.append(step),
+            max_failures=3,
+        )
+        variables = {"x": tf.Variable(np.ones(9, np.float32))}
+        self.hook = SaveCheckpoints(variables, {}, self.writer, 1, Phases(), None)
+
+    def save(self, step: int) -> None:
+        self.hook.on_state(step)
+        self.writer._join()
+
+
+def test_training_goes_on_while_a_disk_is_full_now_and_then(tmp_path: Path) -> None:
+    saving = Saving(tmp_path)
+    for first in (1, 4):
+        with full_disk():
+            saving.save(first)
+            saving.save(first + 1)
+            saving.hook.on_step(event(first + 1))
+        saving.save(first + 2)
+    saving.hook.on_end(6, False)
+    assert saving.failed == [1, 2, 4, 5]
+    assert checkpoints(tmp_path) == ["step-00000003", "step-00000006"]
+    assert list((tmp_path / ".desk-test").iterdir()) == []  # the space is given back
+
+
+def test_a_disk_that_stays_full_ends_the_run_at_the_next_step(tmp_path: Path) -> None:
+    saving = Saving(tmp_path)
+    with full_disk():
+        for step in (1, 2, 3):
+            saving.hook.on_step(event(step))
+            saving.save(step)
+        with pytest.raises(AlexnetError, match=r"no checkpoint of step 3: .*too large"):
+            saving.hook.on_step(event(4))
+
+
+def test_a_run_without_its_last_checkpoint_is_not_complete(tmp_path: Path) -> None:
+    saving = Saving(tmp_path)
+    with full_disk():
+        saving.save(1)
+        with pytest.raises(AlexnetError, match="no checkpoint of step 1"):
+            saving.hook.on_end(1, False)
+
+
+def test_no_checkpoint_of_numbers_that_are_not_finite(tmp_path: Path) -> None:
+    writer = BackgroundWriter(take_over(tmp_path, "test"), 9, lambda step: None)
+    variables = {"x": tf.Variable([1.0, 2.0])}
+    hook = SaveCheckpoints(variables, {}, writer, 1, Phases(), None)
+    drive(hook, [1])
+    variables["x"].assign([1.0, np.inf])
+    with pytest.raises(BadNumbersError, match="step 2: x is not finite"):
+        drive(hook, [2])
+    assert checkpoints(tmp_path) == ["step-00000001"]
+
+
+def test_bad_numbers_stop_a_run_that_does_not_skip_them() -> None:
+    StopAtBadNumbers().on_step(event(4))
+    with pytest.raises(BadNumbersError, match=r"^step 5: loss or gradients are not finite"):
+        StopAtBadNumbers().on_step(event(5, skipped=True))
+
+
+def test_skipped_steps_are_told_and_are_in_no_mean() -> None:
+    records: list[dict[str, Any]] = []
+    hook = LogLines(2, 5, 8, Phases(lambda: 0.0), [records.append])
+    for step in range(1, 5):
+        hook.on_step(event(step, loss=np.nan if step > 1 else 0.5, skipped=step > 1))
+    assert [(record["kind"], record["step"]) for record in records] == [
+        ("skipped", 2),
+        ("step", 2),
+        ("skipped", 3),
+        ("skipped", 4),
+        ("step", 4),
+    ]
+    assert (records[1]["loss"], records[4]["loss"]) == (0.5, None)
 
 
 def test_tensorboard_gets_the_numbers_by_step(tmp_path: Path) -> None:

@@ -285,6 +285,26 @@ def test_all_ranks_stop_where_any_asks_for_it(sums: Sums) -> None:
         assert result.stop is any(asks)
 
 
+@pytest.mark.parametrize("sums", [Float32(), FixedPoint()], ids=["float32", "exact"])
+def test_bad_numbers_of_any_rank_change_nothing_on_all(sums: Sums) -> None:
+    images, labels = batches()
+    ring = Ring(0, 2, before=None)
+    first = train_step(small_model(), range(2), ring, sums=sums)
+    second = train_step(small_model(), range(2, 4), Ring(1, 2, before=ring), sums=sums)
+    good = first.variables["logits/kernel"].numpy()
+    before = state_of(second)
+    for bad in (True, False):
+        first.variables["logits/kernel"].assign(good + (3e38 if bad else 0))  # logits overflow
+        first(images[0, :2], labels[0, :2], 0, 0.1, stop=True)
+        result = second.read(second(images[0, 2:], labels[0, 2:], 0, 0.1, stop=False))
+        assert (result.skipped, result.stop) == (bad, True)
+        if bad:
+            assert_same_bits(state_of(second), before)
+    assert np.isfinite(result.loss)
+    assert all(np.isfinite(value).all() for value in state_of(second).values())
+    assert not np.array_equal(state_of(second)["conv/kernel"], before["conv/kernel"])
+
+
 def test_a_rate_of_zero_moves_statistics_but_no_weight() -> None:
     step = train_step(small_model())
     before = state_of(step)

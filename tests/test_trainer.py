@@ -21,7 +21,7 @@ class Steps:
 
     def __call__(self, images: Any, labels: Any, step: int, rate: float, stop: bool) -> tf.Tensor:
         self.taken.append(step)
-        return tf.constant([float(step), rate, step + 1 == self.stop_at, 0.25], tf.float64)
+        return tf.constant([float(step), rate, step + 1 == self.stop_at, 1.0, 0.25], tf.float64)
 
     read = staticmethod(TrainStep.read)
 
@@ -35,7 +35,7 @@ class Recorder(Hook):
 
     def on_step(self, event: StepEvent) -> None:
         assert event.result == StepResult(
-            event.step - 1, event.rate, event.result.stop, exchange_seconds=0.25
+            event.step - 1, event.rate, event.result.stop, skipped=False, exchange_seconds=0.25
         )
         self.told.append(event.step)
 
@@ -143,7 +143,7 @@ class Log(Hook):
     def read(self, step: int) -> StepResult:
         self.clock.seconds += 4
         self.log.append(f"read {step + 1}")
-        return StepResult(loss=0.0, accuracy=0.0, stop=False, exchange_seconds=2.5)
+        return StepResult(0.0, 0.0, stop=False, skipped=False, exchange_seconds=2.5)
 
     def on_step(self, event: StepEvent) -> None:
         self.training_seconds.append(event.training_seconds)

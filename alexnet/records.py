@@ -1,0 +1,44 @@
+"""The lines of `metrics.jsonl`: what a run tells of itself, a step at a time."""
+
+import json
+import logging
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+log = logging.getLogger(__name__)
+
+
+class JsonLines:
+    """A sink that appends records to a file; those after the restored step are dropped first."""
+
+    def __init__(self, path: Path, restored_step: int) -> None:
+        """Go on in `path` after the records of `restored_step` steps."""
+        kept = [json.dumps(r) + "\n" for r in read_records(path) if r["step"] <= restored_step]
+        partial = path.with_name(f".{path.name}.partial")
+        partial.write_text("".join(kept))
+        partial.replace(path)
+        self._file = path.open("a", buffering=1)
+
+    def __call__(self, record: dict[str, Any]) -> None:
+        """Append one record."""
+        self._file.write(json.dumps({**record, "time": round(time.time(), 3)}) + "\n")
+
+
+def read_records(path: Path) -> list[dict[str, Any]]:
+    """Return the records of a `JsonLines` file; what is no record, half a line say, is left out."""
+    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+    records = []
+    for line in lines:
+        with suppress(ValueError):
+            record = json.loads(line)
+            if line.endswith(b"\n") and isinstance(record, dict) and _is_step(record.get("step")):
+                records.append(record)
+    if len(records) < len(lines):
+        log.warning("%s: %d damaged lines left out", path, len(lines) - len(records))
+    return records
+
+
+def _is_step(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
