@@ -2,6 +2,7 @@
 
 import threading
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,6 +14,7 @@ class Status:
     step: int | None  # None: not training yet
     idle_seconds: float  # since the last sign of progress
     records: list[dict[str, Any]]  # logged since the last look
+    phase_seconds: dict[str, float]  # so far
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +36,7 @@ class Board:
     """Where a training thread leaves word for the control thread, and the other way round."""
 
     stop: threading.Event = field(default_factory=threading.Event)
+    phase_seconds: Mapping[str, float] = field(default_factory=dict)  # that the trainer adds to
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _step: int | None = None
     _progress_at: float = field(default_factory=time.monotonic)
@@ -55,4 +58,9 @@ class Board:
         with self._lock:
             records, self._records = self._records, []
             idle = time.monotonic() - self._progress_at
-            return Status(step=self._step, idle_seconds=idle, records=records)
+            return Status(
+                step=self._step,
+                idle_seconds=idle,
+                records=records,
+                phase_seconds=dict(self.phase_seconds),
+            )

@@ -15,6 +15,7 @@ from alexnet.errors import EXIT_DATA, EXIT_FAILED, EXIT_OK, AlexnetError
 if TYPE_CHECKING:
     from alexnet.data.shards import ShardSet
 
+DEBUG = "--debug"
 CONTEXT = {"help_option_names": ["-h", "--help"]}
 OVERRIDES = click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 CONFIG = click.argument("config", type=click.Path(path_type=Path))
@@ -29,15 +30,13 @@ VALIDATION_SHARE = click.option(
 
 
 @click.group(context_settings=CONTEXT)
-@click.option("--debug", is_flag=True, help="Show a traceback with an error.")
-@click.pass_context
-def cli(context: click.Context, debug: bool) -> None:
+@click.option(DEBUG, is_flag=True, help="Show a traceback with an error (of any verb).")
+def cli(debug: bool) -> None:
     """Train AlexNet on many GPUs: Ray launches Horovod workers on sharded Parquet data.
 
     Exit codes: 0 done, 1 failed, 2 bad configuration or usage, 3 bad data, 75 stopped with a
     checkpoint (run it again to go on).
     """
-    context.obj = debug
 
 
 @cli.command()
@@ -147,13 +146,16 @@ def train(config: Path, overrides: tuple[str, ...], replace: bool, print_config:
         click.echo(dump(settings), nl=False)
         return
 
-    from rich.console import Console
+    from cluster.stop import Stop
 
-    from cluster.job import run_job
-    from cluster.screen import Screen
+    with Stop() as stop:
+        from rich.console import Console
 
-    screen = Screen(Console())
-    summary = run_job(settings, replace, screen)
+        from cluster.job import run_job
+        from cluster.screen import Screen
+
+        screen = Screen(Console())
+        summary = run_job(settings, replace, screen, stop)
     screen.end(summary)
     sys.exit(summary["exit_code"])
 
@@ -172,22 +174,17 @@ def evaluate(checkpoint: Path, dataset: str | None) -> None:
 
 
 def main() -> None:
-    """Run the command line; an expected error is one line and its exit code."""
-    _one_line(lambda: cli(prog_name="alexnet"))
+    """Run the command line; an expected error is one line and its exit code.
 
-
-def _one_line(run: Callable[[], Any]) -> None:
+    `--debug` is taken wherever it stands, before the verb or behind it.
+    """
+    arguments = [argument for argument in sys.argv[1:] if argument != DEBUG]
     try:
-        run()
-    except AlexnetError as error:
-        if "--debug" in sys.argv:
+        cli(arguments, prog_name="alexnet")
+    except (AlexnetError, OSError) as error:
+        if DEBUG in sys.argv:
             traceback.print_exc()
         click.echo(f"alexnet: {error}", err=True)
-        sys.exit(error.exit_code)
-    except OSError as error:
-        if "--debug" in sys.argv:
-            traceback.print_exc()
-        click.echo(f"alexnet: {error}", err=True)
-        sys.exit(EXIT_FAILED)
+        sys.exit(error.exit_code if isinstance(error, AlexnetError) else EXIT_FAILED)
     except KeyboardInterrupt:
         sys.exit(EXIT_FAILED)

@@ -1,9 +1,9 @@
 """Settings of where and with how many processes a run takes place."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from alexnet.config import RunConfig, Settings
 from alexnet.data.storage import absolute
@@ -16,17 +16,37 @@ class ClusterConfig(Settings):
     """Processes, their resources, and how long to wait for what."""
 
     workers: Auto | int = Field(
-        "auto", description="ranks; auto: one a GPU, and without GPUs 2 (1 on a single CPU)"
+        "auto", description="ranks; auto: one a GPU, and without GPUs max_workers or 2 at most"
+    )
+    min_workers: int = Field(1, ge=1, description="auto: wait for room for so many")
+    max_workers: int | None = Field(
+        None, ge=1, description="auto: no more than these, whatever room there is"
     )
     cpus_per_worker: float = Field(1.0, gt=0, description="CPUs that Ray sets aside for a rank")
     threads_per_worker: int = Field(0, ge=0, description="0: a node's cores, shared by its ranks")
-    gpus_per_worker: Auto | int = Field("auto", description="auto: 1 if every rank can have one")
+    gpus_per_worker: Auto | Annotated[int, Field(ge=0)] = Field(
+        "auto", description="auto: 1 if every rank can have one"
+    )
     start_timeout: float = Field(180.0, gt=0, description="seconds for resources and for ranks")
+    collective_timeout: float = Field(
+        180.0, ge=1, description="seconds for ranks to meet, and for data in a collective to move"
+    )
     stall_timeout: float = Field(600.0, gt=0, description="seconds without a step: a dead run")
     stop_timeout: float = Field(30.0, gt=0, description="seconds to a last checkpoint on SIGTERM")
     max_restarts: int = Field(3, ge=0, description="times that failed ranks are started again")
+    restart_delay: float = Field(
+        1.0, ge=0, description="seconds before a restart; doubles while they get no further"
+    )
     metrics_host: str = Field("127.0.0.1", description="address on which ranks answer scrapes")
     metrics_port: int = Field(9400, ge=0, le=65000, description="of local rank 0; 0: no metrics")
+
+    @model_validator(mode="after")
+    def _bounds_in_order(self) -> "ClusterConfig":
+        if self.max_workers is not None and self.max_workers < self.min_workers:
+            raise ValueError(
+                f"max_workers {self.max_workers} is less than min_workers {self.min_workers}"
+            )
+        return self
 
 
 class JobConfig(RunConfig):

@@ -1,14 +1,9 @@
 """The driver: one run from launch to summary, whatever happens to its ranks."""
 
-import json
 import logging
 import os
-import shutil
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("RAY_AUTH_MODE", "token")  # before Ray reads it
@@ -16,30 +11,28 @@ os.environ.setdefault("RAY_AUTH_MODE", "token")  # before Ray reads it
 import ray
 from ray.exceptions import RayError
 
-from alexnet.config import dump
+from alexnet import checkpoint
 from alexnet.data.prepare import prepare
 from alexnet.data.shards import MANIFEST, ShardSet
 from alexnet.data.storage import Location
-from alexnet.errors import EXIT_FAILED, EXIT_OK, EXIT_STOPPED, AlexnetError, ConfigError
+from alexnet.errors import AlexnetError, ConfigError
+from cluster import summary
 from cluster.board import RankResult
 from cluster.config import JobConfig
+from cluster.errors import AttemptFailedError, NoResourcesError, StoppedError, one_line
+from cluster.history import History
+from cluster.lease import Lease
 from cluster.rendezvous import Rendezvous
+from cluster.run_directory import RunDirectory
 from cluster.screen import Screen
-from cluster.watch import AttemptFailedError, History, Stop, Watch
-from cluster.workers import WorkerGroup
+from cluster.stop import Stop
+from cluster.watch import Watch
+from cluster.workers import WorkerGroup, amounts
 
-RUN_ENTRIES = {
-    "config.yaml",
-    "checkpoints",
-    "logs",
-    "metrics.jsonl",
-    "tensorboard",
-    "summary.json",
-    ".summary.json.partial",
-}
+LONGEST_DELAY = 60.0  # seconds
 
 
-def run_job(config: JobConfig, replace: bool, screen: Screen) -> dict[str, Any]:
+def run_job(config: JobConfig, replace: bool, screen: Screen, stop: Stop) -> dict[str, Any]:
     """Train as configured, in the run directory, and return what `summary.json` says.
 
     A run directory with checkpoints is gone on with; `replace` starts it from nothing instead.
@@ -50,35 +43,54 @@ def run_job(config: JobConfig, replace: bool, screen: Screen) -> dict[str, Any]:
     config = config.with_absolute_paths()
     if isinstance(config.cluster.workers, int):
         config.check_workers(config.cluster.workers)
-    _prepare_data(config, screen)
-    _open_run(config, replace)
     history = History()
+    directory = RunDirectory(config.run_path)
+    with stop.at_once():
+        _prepare_data(config, screen)
     try:
-        with _ray(screen), Stop() as stop:  # in this order: Ray sets handlers of its own
-            workers, gpus_per_worker = plan_workers(config, ray.cluster_resources())
-            screen.start(config, workers, gpus_per_worker)
-            result = _until_done(config, workers, gpus_per_worker, history, stop, screen)
-    except BaseException as error:
-        code = error.exit_code if isinstance(error, AlexnetError) else EXIT_FAILED
-        failed = {"status": "failed", "exit_code": code, "error": str(error)}
-        reached = {"steps": history.furthest, "eval": None}
-        _write_summary(config, history, {**failed, **reached})
-        raise
-    return _write_summary(config, history, _outcome(config, history, workers, result))
+        with _ray(screen, stop) as is_own:
+            workers, gpus = plan_workers(config, ray.cluster_resources())
+            if is_own:
+                _check_room(config, workers, gpus)
+            with Lease(config.run_path) as lease:
+                job = Job(config, replace, directory, lease, history, stop, screen)
+                return job.run()
+    except RayError as error:
+        raise AlexnetError(f"Ray: {one_line(error)}") from error
 
 
 def plan_workers(config: JobConfig, resources: dict[str, float]) -> tuple[int, int]:
-    """Return the number of ranks and the GPUs of each, given what the cluster has.
+    """Return the number of ranks and the GPUs of each, given what the cluster has now.
 
     Raises:
         ConfigError: more ranks than micro-batches.
     """
-    cpus, gpus = int(resources.get("CPU", 0)), int(resources.get("GPU", 0))
-    wanted, wanted_gpus = config.cluster.workers, config.cluster.gpus_per_worker
-    automatic = min(gpus or min(2, max(1, cpus)), config.train.virtual_workers)
-    workers = automatic if wanted == "auto" else wanted
+    gpus, wanted = int(resources.get("GPU", 0)), config.cluster
+    workers = _automatic(config, resources) if wanted.workers == "auto" else wanted.workers
     config.check_workers(workers)
-    return workers, int(gpus >= workers) if wanted_gpus == "auto" else wanted_gpus
+    each = wanted.gpus_per_worker
+    return workers, int(gpus >= workers) if each == "auto" else each
+
+
+def _automatic(config: JobConfig, resources: dict[str, float]) -> int:
+    """As many ranks as there are GPUs for, or as there are CPUs for and `max_workers` allows."""
+    wanted, virtual = config.cluster, config.train.virtual_workers
+    each = 1 if wanted.gpus_per_worker == "auto" else wanted.gpus_per_worker
+    room = int(resources.get("GPU", 0)) // each if each else 0
+    cpus = int(resources.get("CPU", 0) // wanted.cpus_per_worker)
+    most = min(virtual, wanted.max_workers or (virtual if room else 2))
+    return max(wanted.min_workers, min(room or cpus, most))
+
+
+def _check_room(config: JobConfig, workers: int, gpus_per_worker: int) -> None:
+    """Raise ConfigError if a Ray of our own, which never grows, has no room for the ranks."""
+    each = {"CPU": config.cluster.cpus_per_worker, "GPU": float(gpus_per_worker)}
+    has = ray.cluster_resources()
+    if any(workers * amount > has.get(kind, 0) for kind, amount in each.items()):
+        raise ConfigError(
+            f"not enough resources: {workers} workers x {amounts(each)} asked for, this machine "
+            f"has {amounts(has)}"
+        )
 
 
 def _prepare_data(config: JobConfig, screen: Screen) -> None:
@@ -92,31 +104,27 @@ def _prepare_data(config: JobConfig, screen: Screen) -> None:
     screen.say(f"data {path}: {rows} images in {len(dataset.classes)} classes{rejected}")
 
 
-def _open_run(config: JobConfig, replace: bool) -> None:
-    run, record = config.run_path, config.run_path / "config.yaml"
-    strange = sorted({path.name for path in run.glob("*")} - RUN_ENTRIES)
-    if strange:
-        raise ConfigError(f"{run}: not a run directory, it holds {strange[0]!r}; name another")
-    if replace and run.exists():
-        shutil.rmtree(run)
-    run.mkdir(parents=True, exist_ok=True)
-    (run / "summary.json").unlink(missing_ok=True)  # of the launch before
-    record.write_text(dump(config))
-
-
 @contextmanager
-def _ray(screen: Screen) -> Iterator[None]:
-    """Join the cluster that RAY_ADDRESS names, or start one here for as long as this lasts."""
+def _ray(screen: Screen, stop: Stop) -> Iterator[bool]:
+    """Join the cluster that RAY_ADDRESS names, or start one here for as long as this lasts.
+
+    Yields whether it was started here.
+    """
     address = os.environ.get("RAY_ADDRESS", "local")
-    screen.say("starting Ray here" if address == "local" else f"joining Ray at {address}")
+    is_own = address == "local"
+    screen.say("starting Ray here" if is_own else f"joining Ray at {address}")
     try:
-        own = {"include_dashboard": False} if address == "local" else {}
+        own = {"include_dashboard": False} if is_own else {}
         ray.init(address, log_to_driver=False, logging_level=logging.WARNING, **own)
     except (RayError, ConnectionError, RuntimeError) as error:
         raise AlexnetError(f"Ray at {address}: {_refusal(error)}") from error
+    except SystemExit as error:  # Ray's answer to SIGTERM
+        raise StoppedError("stopped while Ray was starting: run it again") from error
+    stop.listen()
     os.environ["CUDA_VISIBLE_DEVICES"] = ""  # GPUs are the workers'
     try:
-        yield
+        stop.check()
+        yield is_own
     finally:
         ray.shutdown()
 
@@ -130,67 +138,109 @@ def _refusal(error: Exception) -> str:
     return " ".join(str(error).split())
 
 
-def _until_done(
-    config: JobConfig,
-    workers: int,
-    gpus_per_worker: int,
-    history: History,
-    stop: Stop,
-    screen: Screen,
-) -> RankResult:
-    """Start the group, again where it is lost, until it has trained or been stopped.
+class Job:
+    """One launch of a run that it holds the lease of."""
 
-    Two attempts in a row that get no further than the ones before are enough: it is no accident.
-    """
-    barren = 0
-    while True:
-        history.attempts += 1
-        before = history.furthest
+    def __init__(
+        self,
+        config: JobConfig,
+        replace: bool,
+        directory: RunDirectory,
+        lease: Lease,
+        history: History,
+        stop: Stop,
+        screen: Screen,
+    ) -> None:
+        self._config = config
+        self._replace = replace
+        self._directory = directory
+        self._lease = lease
+        self._history = history
+        self._stop = stop
+        self._screen = screen
+        self._trains = False
+        self._had_room = False
+
+    def run(self) -> dict[str, Any]:
+        """Train, and leave a summary."""
         try:
-            with (
-                WorkerGroup(config, workers, gpus_per_worker) as group,
-                Rendezvous(group.meeting_address, group.slots) as rendezvous,
-            ):
-                return Watch(config, group, stop, screen, history).until_done(
-                    group.train(rendezvous)
-                )
-        except AttemptFailedError as failure:
-            barren = barren + 1 if history.furthest == before else 0
-            spent = history.attempts > config.cluster.max_restarts
-            if spent or barren == 2 or stop.wanted.is_set():
+            outcome = self._outcome()
+            self._lease.check()
+        except BaseException as error:
+            self._failed(error)
+            raise
+        self._directory.end(outcome)
+        return outcome
+
+    def _outcome(self) -> dict[str, Any]:
+        config, history = self._config, self._history
+        try:
+            result = self._until_done()
+        except StoppedError as error:
+            if not self._trains:
                 raise
-            screen.say(f"{failure}; starting again from the newest checkpoint")
+            return self._stopped(error)
+        history.skipped_steps = self._directory.skipped_steps()
+        return summary.ended(config, history, result, self._directory.before)
 
+    def _until_done(self) -> RankResult:
+        """Start the group, again where it is lost, until it has trained or been stopped.
 
-def _outcome(
-    config: JobConfig, history: History, workers: int, result: RankResult
-) -> dict[str, Any]:
-    seconds = time.monotonic() - history.clock
-    trained = (result.step - result.first_step) * config.train.global_batch
-    return {
-        "status": "preempted" if result.stopped else "completed",
-        "exit_code": EXIT_STOPPED if result.stopped else EXIT_OK,
-        "world_size": workers,
-        "virtual_workers": config.train.virtual_workers,
-        "steps": result.step,
-        "images_seen": result.step * config.train.global_batch,
-        "eval": result.evaluation,
-        "images_per_second": round(trained / max(result.training_seconds, 1e-9), 2),
-        "goodput_ratio": round(history.phase_seconds["compute"] / seconds, 4),
-        "weights_sha256": result.weights_sha256,
-        "wire_bytes_per_step": result.wire_bytes_per_step,
-    }
+        Two attempts in a row that get no further than the ones before are enough: it is no
+        accident.
+        """
+        history, limits, barren = self._history, self._config.cluster, 0
+        while True:
+            history.attempts += 1
+            before = history.furthest
+            try:
+                return self._attempt()
+            except AttemptFailedError as failure:
+                if self._stop.wanted:
+                    raise StoppedError(str(failure)) from failure
+                if isinstance(failure, NoResourcesError) and not self._had_room:
+                    raise
+                barren = barren + 1 if history.furthest == before else 0
+                if history.attempts > limits.max_restarts or barren == 2:
+                    raise AttemptFailedError(str(failure)) from failure
+                self._screen.say(f"{failure}; starting again from the newest checkpoint")
+            self._stop.sleep(min(limits.restart_delay * 2**barren, LONGEST_DELAY))
+            history.ledger.close("idle")
 
+    def _attempt(self) -> RankResult:
+        """Start a group as large as there is room for now, and follow it to its end."""
+        config, history = self._config, self._history
+        history.workers, gpus = plan_workers(config, ray.cluster_resources())
+        self._screen.start(config, history.workers, gpus)
+        with WorkerGroup(config, history.workers, gpus, self._stop) as group:
+            self._had_room = True
+            if self._replace:
+                self._directory.clear()
+                self._replace = False
+            desk = self._lease.next_desk()
+            with Rendezvous(group.meeting_address, group.slots) as rendezvous:
+                watch = Watch(
+                    config, group, self._lease, self._stop, self._screen, history, self._begin
+                )
+                return watch.until_done(group.train(rendezvous, desk))
 
-def _write_summary(config: JobConfig, history: History, outcome: dict[str, Any]) -> dict[str, Any]:
-    summary = {
-        **outcome,
-        "attempts": history.attempts,
-        "phase_seconds": {k: round(v, 3) for k, v in history.phase_seconds.items()},
-        "started_at": history.started_at.isoformat(timespec="seconds"),
-        "ended_at": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
-    partial = config.run_path / ".summary.json.partial"
-    partial.write_text(json.dumps(summary, indent=1) + "\n")
-    partial.rename(config.run_path / "summary.json")
-    return summary
+    def _begin(self) -> None:
+        if not self._trains:
+            self._directory.begin(self._config)
+        self._trains = True
+
+    def _stopped(self, error: StoppedError) -> dict[str, Any]:
+        """Return the summary of a launch that was asked to end, and then lost its ranks."""
+        saved = checkpoint.newest(self._config.run_path / "checkpoints")
+        if saved is None:
+            raise AlexnetError(f"stopped without a checkpoint: {error}") from error
+        self._screen.say(f"{error}; the newest checkpoint is of step {saved.step}")
+        self._history.skipped_steps = self._directory.skipped_steps(saved.step)
+        return summary.stopped(self._config, self._history, saved.step)
+
+    def _failed(self, error: BaseException) -> None:
+        """Leave the summary of a failure; a launch that could not begin leaves all as it was."""
+        not_begun = isinstance(error, ConfigError | NoResourcesError | StoppedError)
+        if self._lease.held and (self._trains or not not_begun):
+            self._history.skipped_steps = self._directory.skipped_steps()
+            self._directory.end(summary.failed(self._config, self._history, error))

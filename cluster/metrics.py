@@ -32,6 +32,7 @@ class Metrics(Hook):
 
         self._images = counter("images", "Images this rank has trained on.")
         self._steps = counter("steps", "Steps this rank has taken.")
+        self._skipped = counter("skipped_steps", "Steps left out: their sums were not finite.")
         self._phase = counter("phase_seconds", "Time of this rank by phase.", ("phase",))
         self._step_seconds = Histogram(
             "alexnet_step_seconds",
@@ -48,6 +49,9 @@ class Metrics(Hook):
         if self._reports_result:
             self._loss = gauge("loss_nats", "Training loss over the last global batch.")
             self._accuracy = gauge("accuracy_ratio", "Training accuracy, last global batch.")
+            self._save_failures = counter(
+                "checkpoint_failures", "Checkpoints that the disk has failed to take."
+            )
             self._top1 = gauge("eval_top1_ratio", "Held-out top-1 of the last evaluation.")
             self._saved_step = gauge("checkpoint_step", "Steps in the last whole checkpoint.")
             self._saved_time = gauge(
@@ -69,7 +73,8 @@ class Metrics(Hook):
         self._step_seconds.observe(event.training_seconds - self._last_seconds)
         self._last_seconds = event.training_seconds
         self._count_phases()
-        if self._reports_result:
+        self._skipped.inc(event.result.skipped)
+        if self._reports_result and not event.result.skipped:
             self._loss.set(event.result.loss)
             self._accuracy.set(event.result.accuracy)
 
@@ -82,6 +87,10 @@ class Metrics(Hook):
         """Rank 0 has a whole checkpoint of `step` steps on the disk."""
         self._saved_step.set(step)
         self._saved_time.set_to_current_time()
+
+    def on_checkpoint_failure(self) -> None:
+        """Rank 0 could not write a checkpoint; the ones before are still there."""
+        self._save_failures.inc()
 
     def _count_phases(self) -> None:
         for phase, seconds in self._phases.seconds.items():

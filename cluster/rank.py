@@ -7,13 +7,22 @@ a process does so only once its environment is set.
 import logging
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import tensorflow as tf
 
 from alexnet.checkpoint import BackgroundWriter, newest, state_sha256
 from alexnet.evaluation import Evaluation
-from alexnet.hooks import Evaluate, JsonLines, LogLines, SaveCheckpoints, TensorBoard
+from alexnet.hooks import (
+    CheckReplicas,
+    Evaluate,
+    LogLines,
+    SaveCheckpoints,
+    StopAtBadNumbers,
+    TensorBoard,
+)
+from alexnet.records import JsonLines
 from alexnet.step import TrainStep, model_variables
 from alexnet.task import Task
 from alexnet.trainer import Hook, Phases, StepEvent, Trainer
@@ -25,12 +34,15 @@ from cluster.metrics import Metrics
 log = logging.getLogger(__name__)
 
 
-def train_rank(config: JobConfig, board: Board) -> RankResult:
-    """Train as one of the ranks, the one that Horovod's environment variables describe."""
+def train_rank(config: JobConfig, board: Board, desk: Path) -> RankResult:
+    """Train as one of the ranks, the one that Horovod's environment variables describe.
+
+    Rank 0 writes its checkpoints on `desk`.
+    """
     configure_tensorflow(config)
     exchange = HorovodExchange()
     try:
-        return _train(config, exchange, board)
+        return _train(config, exchange, board, desk)
     finally:
         exchange.shutdown()
 
@@ -47,7 +59,7 @@ def configure_tensorflow(config: JobConfig) -> None:
         tf.config.experimental.enable_op_determinism()
 
 
-def _train(config: JobConfig, exchange: HorovodExchange, board: Board) -> RankResult:
+def _train(config: JobConfig, exchange: HorovodExchange, board: Board, desk: Path) -> RankResult:
     board.progress()
     log.info("rank %d of %d", exchange.rank, exchange.world_size)
     task = Task.build(config, exchange)
@@ -56,18 +68,19 @@ def _train(config: JobConfig, exchange: HorovodExchange, board: Board) -> RankRe
         log.info("restoring %s", saved.path)
         task.restore(saved)
     first_step = _agree(exchange, task.step, saved.step if saved else 0)
-    board.progress(first_step)
 
     phases = Phases()
-    observers = _observers(config, exchange, task, phases, board, first_step)
+    board.phase_seconds = phases.seconds
+    board.progress(first_step)
+    observers = _observers(config, exchange, task, phases, board, first_step, desk)
     every = config.train.evaluate_every * task.order.steps_per_epoch
-    evaluate = Evaluate(task.evaluator, every, phases, tell=observers)
+    evaluate = Evaluate(task.evaluator, every, phases, observers, board.progress)
     trainer = Trainer(
         step=task.step,
         batches=task.batches,
         rate=task.rate,
         total_steps=task.total_steps,
-        hooks=[*observers, evaluate],
+        hooks=[*_guards(config, exchange, task, phases), *observers, evaluate],
         phases=phases,
         stop_requested=board.stop.is_set,
     )
@@ -92,6 +105,13 @@ def _agree(exchange: HorovodExchange, step: TrainStep, first_step: int) -> int:
     return int(at.numpy())
 
 
+def _guards(config: JobConfig, exchange: HorovodExchange, task: Task, phases: Phases) -> list[Hook]:
+    """Hooks, the same on every rank, that end a run before something bad is told or saved."""
+    every = config.train.check_replicas_every if exchange.world_size > 1 else 0
+    replicas = CheckReplicas(task.step.variables, exchange, every, phases)
+    return [replicas, StopAtBadNumbers()] if config.train.on_bad_numbers == "stop" else [replicas]
+
+
 def _observers(
     config: JobConfig,
     exchange: HorovodExchange,
@@ -99,6 +119,7 @@ def _observers(
     phases: Phases,
     board: Board,
     first_step: int,
+    desk: Path,
 ) -> list[Hook]:
     """Hooks without collective calls, so that ranks may have different ones."""
     images = len(task.share) * config.train.micro_batch
@@ -114,6 +135,10 @@ def _observers(
         metrics.on_checkpoint(step)
         board.record({"kind": "checkpoint", "step": step})
 
+    def failed(step: int, reason: str) -> None:
+        metrics.on_checkpoint_failure()
+        board.record({"kind": "checkpoint_failure", "step": step, "reason": reason})
+
     run = config.run_path
     sinks: list[Callable[[dict[str, Any]], None]] = [
         board.record,
@@ -127,10 +152,13 @@ def _observers(
         phases,
         sinks,
     )
+    writer = BackgroundWriter(
+        desk, config.checkpoint.keep, written, failed, config.checkpoint.max_failures
+    )
     save = SaveCheckpoints(
         task.step.variables,
         task.facts,
-        BackgroundWriter(run / "checkpoints", config.checkpoint.keep, written),
+        writer,
         config.checkpoint.every,
         phases,
         restored_step=first_step or None,

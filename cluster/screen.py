@@ -32,8 +32,8 @@ class Screen:
         step, kind = f"step {record['step']:>6}", record["kind"]
         if kind == "step":
             self.say(
-                f"{step}  epoch {record['epoch']:6.2f}  loss {record['loss']:.4f}  "
-                f"accuracy {record['accuracy']:.3f}  lr {record['learning_rate']:.4g}  "
+                f"{step}  epoch {record['epoch']:6.2f}  loss {_figure(record['loss'], 4)}  "
+                f"accuracy {_figure(record['accuracy'], 3)}  lr {record['learning_rate']:.4g}  "
                 f"{record['images_per_second']:.1f} images/s"
             )
         elif kind == "evaluation":
@@ -43,6 +43,10 @@ class Screen:
             )
         elif kind == "checkpoint":
             self.say(f"{step}  checkpoint")
+        elif kind == "checkpoint_failure":
+            self.say(f"{step}  no checkpoint: {record['reason']}")
+        elif kind == "skipped":
+            self.say(f"{step}  skipped: loss or gradients are not finite")
 
     def end(self, summary: dict[str, Any]) -> None:
         """Print what has become of the run."""
@@ -53,5 +57,9 @@ class Screen:
         phases = ", ".join(f"{k} {v:.1f} s" for k, v in summary["phase_seconds"].items())
         self.say(
             f"{summary['status']}: {summary['steps']} steps{top1}; "
-            f"{summary['images_per_second']} images/s; {phases}"
+            f"{_figure(summary['images_per_second'], 2)} images/s; {phases}"
         )
+
+
+def _figure(value: float | None, digits: int) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"

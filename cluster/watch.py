@@ -1,113 +1,94 @@
 """One attempt under watch: progress is relayed, a stop passed on, the end of a rank noticed."""
 
 import math
-import signal
-import threading
 import time
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from types import FrameType
+from collections.abc import Callable
 from typing import Any, cast
 
 import ray
 from ray.exceptions import RayError
 
 from alexnet.errors import AlexnetError
-from cluster.board import RankResult
+from cluster.board import RankResult, Status
 from cluster.config import JobConfig
+from cluster.errors import AttemptFailedError, one_line
+from cluster.history import History, Training
+from cluster.lease import Lease
 from cluster.screen import Screen
+from cluster.stop import Stop
 from cluster.workers import RankFailure, WorkerGroup
 
 POLL_SECONDS = 0.25
 PEER_GRACE_SECONDS = 2.0
-
-
-class AttemptFailedError(AlexnetError):
-    """The group was lost, for a reason that may be gone when it is started again."""
-
-
-@dataclass(kw_only=True)
-class History:
-    """What the attempts of a run add up to."""
-
-    attempts: int = 0
-    furthest: int = 0  # step that any attempt has reached
-    phase_seconds: dict[str, float] = field(default_factory=dict)
-    started_at: datetime = field(default_factory=lambda: datetime.now(UTC))
-    clock: float = field(default_factory=time.monotonic)
-
-    def add(self, phase_seconds: dict[str, float]) -> None:
-        """Add the phases of an attempt that has ended."""
-        for phase, seconds in phase_seconds.items():
-            self.phase_seconds[phase] = self.phase_seconds.get(phase, 0.0) + seconds
-
-
-class Stop:
-    """Turns SIGTERM and the first Ctrl-C into a wish, and the second Ctrl-C into an end."""
-
-    def __init__(self) -> None:
-        self.wanted = threading.Event()
-        self._previous: dict[int, Any] = {}
-
-    def __enter__(self) -> "Stop":
-        for number in (signal.SIGTERM, signal.SIGINT):
-            self._previous[number] = signal.signal(number, self._handle)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-
-    def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.wanted.is_set() and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.wanted.set()
+SCORES = ("top1", "top5", "loss", "images")
 
 
 class Watch:
     """Looks after one attempt: relays progress, passes on a stop, notices its end."""
 
     def __init__(
-        self, config: JobConfig, group: WorkerGroup, stop: Stop, screen: Screen, history: History
+        self,
+        config: JobConfig,
+        group: WorkerGroup,
+        lease: Lease,
+        stop: Stop,
+        screen: Screen,
+        history: History,
+        began: Callable[[], None],
     ) -> None:
+        """Call `began` once the ranks have restored what they go on from."""
         self._config = config
         self._group = group
+        self._lease = lease
         self._stop = stop
         self._screen = screen
         self._history = history
+        self._began = began
         self._deadline = math.inf
-        self._phase_seconds: dict[str, float] = {}
+        self._first_step = 0
+        self._step = 0
+        self._training = Training(history.ledger, replay_until=history.furthest)
         self._progress_at = {slot.rank: time.monotonic() for slot in group.slots}
 
     def until_done(self, running: list[Any]) -> RankResult:
         """Return rank 0's result, or raise for the first rank that failed."""
+        try:
+            results = self._follow(running)
+        except BaseException:
+            self._close(failed=True)
+            raise
+        if len({result.weights_sha256 for result in results}) > 1:
+            raise AlexnetError("the ranks ended with different weights: do not use this model")
+        self._account(results[0].step, results[0].phase_seconds)
+        self._close(failed=False)
+        return results[0]
+
+    def _follow(self, running: list[Any]) -> list[RankResult]:
         pending = list(running)
         results: dict[Any, RankResult | RankFailure] = {}
-        try:
-            while pending:
-                done, pending = ray.wait(pending, timeout=POLL_SECONDS)
-                for reference in done:
-                    results[reference] = self._result(reference, running.index(reference))
-                if any(isinstance(result, RankFailure) for result in results.values()):
-                    self._fail(pending, results, running)
-                self._relay()
-                self._refuse_standstill()
-                self._pass_on_stop()
-        except AttemptFailedError:
-            self._history.add(self._phase_seconds)
-            raise
-        if len({cast(RankResult, result).weights_sha256 for result in results.values()}) > 1:
-            raise AlexnetError("the ranks ended with different weights: do not use this model")
-        first = cast(RankResult, results[running[0]])
-        self._history.add(first.phase_seconds)
-        return first
+        while pending:
+            done, pending = ray.wait(pending, timeout=POLL_SECONDS)
+            for reference in done:
+                results[reference] = self._result(reference, running.index(reference))
+            if any(isinstance(result, RankFailure) for result in results.values()):
+                self._fail(pending, results, running)
+            self._relay()
+            self._lease.check()
+            self._refuse_standstill()
+            self._pass_on_stop()
+        return [cast(RankResult, results[reference]) for reference in running]
+
+    def _close(self, failed: bool) -> None:
+        images = (self._step - self._first_step) * self._config.train.global_batch
+        self._training.end(failed)
+        self._history.add(self._training.phase_seconds, images)
 
     def _result(self, reference: Any, rank: int) -> RankResult | RankFailure:
         try:
             result: RankResult | RankFailure = ray.get(reference, timeout=POLL_SECONDS)
         except RayError as error:
-            reason = str(error).strip().splitlines()[0]
-            return RankFailure(rank=rank, message=f"rank {rank}: its process died: {reason}")
+            message = f"rank {rank}: its process died: {one_line(error)}"
+            return RankFailure(rank=rank, message=message)
         return result
 
     def _fail(
@@ -129,10 +110,25 @@ class Watch:
     def _relay(self) -> None:
         for rank, status in self._group.look().items():
             self._progress_at[rank] = time.monotonic() - status.idle_seconds
-            for record in status.records:
-                self._history.furthest = max(self._history.furthest, record["step"])
-                self._phase_seconds = record.get("phase_seconds", self._phase_seconds)
-                self._screen.record(record)
+            if rank == 0:
+                self._relay_first(status)
+
+    def _relay_first(self, status: Status) -> None:
+        if status.step is not None:
+            self._account(status.step, status.phase_seconds)
+        for record in status.records:
+            if record["kind"] == "evaluation":
+                self._history.evaluation = {name: record[name] for name in SCORES}
+            self._history.checkpoint_failures += record["kind"] == "checkpoint_failure"
+            self._screen.record(record)
+
+    def _account(self, step: int, phase_seconds: dict[str, float]) -> None:
+        if not self._training.began:
+            self._first_step = step
+            self._began()
+        self._step = step
+        self._training.at(step, phase_seconds)
+        self._history.furthest = max(self._history.furthest, step)
 
     def _refuse_standstill(self) -> None:
         limit = self._config.cluster.stall_timeout
@@ -141,7 +137,7 @@ class Watch:
             raise AttemptFailedError(f"rank {rank}: no progress for {limit:.0f} s")
 
     def _pass_on_stop(self) -> None:
-        if not self._stop.wanted.is_set():
+        if not self._stop.wanted:
             return
         if math.isinf(self._deadline):
             self._screen.say("stopping: writing a last checkpoint")

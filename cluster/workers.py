@@ -4,6 +4,7 @@ import logging
 import os
 import socket
 import sys
+import time
 import traceback
 from collections import Counter
 from collections.abc import Mapping
@@ -15,17 +16,21 @@ from typing import Any
 
 import psutil
 import ray
-from ray.exceptions import GetTimeoutError, RayError
+from ray.exceptions import RayError
 from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from alexnet.errors import AlexnetError, ConfigError
+from alexnet.errors import AlexnetError
 from cluster.board import Board, RankResult, Status
 from cluster.config import JobConfig
+from cluster.errors import AttemptFailedError, NoResourcesError, one_line
 from cluster.rendezvous import Rendezvous, assign_ranks
+from cluster.stop import Stop
 
 LOOPBACK = "127.0.0.1"
 LOOK_SECONDS = 2.0
+POLL_SECONDS = 0.25
+ROOM_SECONDS = 1  # Ray takes whole ones
 log = logging.getLogger(__name__)
 
 
@@ -61,7 +66,7 @@ class Worker:
         return Place(address=address, interface=_interface_of(address), gpus=gpus)
 
     def train(
-        self, config: JobConfig, rank: int, environment: dict[str, str]
+        self, config: JobConfig, rank: int, environment: dict[str, str], desk: Path
     ) -> RankResult | RankFailure:
         """Train as `rank`; its output goes to a log file of its own."""
         _log_to(config.run_path / "logs" / f"rank-{rank}.log")
@@ -69,7 +74,7 @@ class Worker:
         try:
             from cluster.rank import train_rank
 
-            return train_rank(config, self._board)
+            return train_rank(config, self._board, desk)
         except AlexnetError as error:
             log.error("%s", error)
             return RankFailure(rank=rank, message=str(error), error=error)
@@ -96,9 +101,10 @@ class Worker:
 class WorkerGroup:
     """`workers` processes in a placement group. Leaving the context ends every one of them."""
 
-    def __init__(self, config: JobConfig, workers: int, gpus_per_worker: int) -> None:
-        """Reserve the resources; processes start on entering."""
+    def __init__(self, config: JobConfig, workers: int, gpus_per_worker: int, stop: Stop) -> None:
+        """Reserve the resources; processes start on entering, unless `stop` is wanted before."""
         self._config = config
+        self._stop = stop
         self._timeout = config.cluster.start_timeout
         self._bundle = {"CPU": config.cluster.cpus_per_worker}
         if gpus_per_worker:
@@ -109,8 +115,10 @@ class WorkerGroup:
     def __enter__(self) -> "WorkerGroup":
         try:
             self._start()
-        except BaseException:
+        except BaseException as error:
             self._end()
+            if isinstance(error, RayError):
+                raise AttemptFailedError(f"workers did not start: {one_line(error)}") from error
             raise
         return self
 
@@ -127,16 +135,16 @@ class WorkerGroup:
         """Where the driver must listen for all ranks to reach it."""
         return LOOPBACK if self._on_one_node else ray.util.get_node_ip_address()
 
-    def train(self, rendezvous: Rendezvous) -> list[Any]:
+    def train(self, rendezvous: Rendezvous, desk: Path) -> list[Any]:
         """Start training on every rank; return a Ray reference a rank, in order."""
-        timeout = self._config.cluster.start_timeout
+        timeout = self._config.cluster.collective_timeout
         references = []
         for worker, slot, place in zip(self._workers, self.slots, self._places, strict=True):
             interface = "lo" if self._on_one_node else place.interface
             environment = rendezvous.environment(slot, interface, timeout)
             if not place.gpus:  # Ray hides none from a worker that asked for none
                 environment["CUDA_VISIBLE_DEVICES"] = ""
-            references.append(worker.train.remote(self._config, slot.rank, environment))
+            references.append(worker.train.remote(self._config, slot.rank, environment, desk))
         return references
 
     @property
@@ -160,23 +168,41 @@ class WorkerGroup:
             worker.stop.remote()
 
     def _start(self) -> None:
-        needed = f"{len(self._reserved.bundle_specs)} workers x {_amounts(self._bundle)}"
-        if not self._reserved.wait(self._timeout):
-            raise ConfigError(
-                f"not enough resources: {needed} asked for, the cluster has "
-                f"{_amounts(ray.cluster_resources())}; waited {self._timeout:.0f} s"
-            )
+        self._await_room()
         workers = [self._worker(index) for index in range(len(self._reserved.bundle_specs))]
         self._workers = workers
-        try:
-            places = ray.get([worker.place.remote() for worker in workers], timeout=self._timeout)
-        except GetTimeoutError:
-            raise AlexnetError(f"{needed} did not start within {self._timeout:.0f} s") from None
+        places = self._await_places()
         # Node by node, so that ranks are numbered as Horovod expects.
         ordered = sorted(zip(places, workers, strict=True), key=lambda pair: pair[0].address)
         self._places: list[Place] = [place for place, _ in ordered]
         self._workers = [worker for _, worker in ordered]
         self.slots = assign_ranks(Counter(place.address for place in self._places))
+
+    @property
+    def _needed(self) -> str:
+        return f"{len(self._reserved.bundle_specs)} workers x {amounts(self._bundle)}"
+
+    def _await_room(self) -> None:
+        deadline = time.monotonic() + self._timeout
+        while not self._reserved.wait(ROOM_SECONDS):
+            self._stop.check()
+            if time.monotonic() > deadline:
+                raise NoResourcesError(
+                    f"not enough resources: {self._needed} asked for, the cluster has "
+                    f"{amounts(ray.cluster_resources())}; waited {self._timeout:.0f} s"
+                )
+
+    def _await_places(self) -> list[Place]:
+        asked = [worker.place.remote() for worker in self._workers]
+        deadline = time.monotonic() + self._timeout
+        while ray.wait(asked, num_returns=len(asked), timeout=POLL_SECONDS)[1]:
+            self._stop.check()
+            if time.monotonic() > deadline:
+                raise AttemptFailedError(
+                    f"{self._needed} did not start within {self._timeout:.0f} s"
+                )
+        places: list[Place] = ray.get(asked, timeout=self._timeout)
+        return places
 
     def _worker(self, bundle: int) -> Any:
         strategy = PlacementGroupSchedulingStrategy(self._reserved, bundle)
@@ -188,9 +214,13 @@ class WorkerGroup:
         ).remote()
 
     def _end(self) -> None:
-        for worker in self._workers:
-            ray.kill(worker, no_restart=True)
-        remove_placement_group(self._reserved)
+        try:
+            for worker in self._workers:
+                with suppress(RayError):
+                    ray.kill(worker, no_restart=True)
+        finally:
+            with suppress(RayError):
+                remove_placement_group(self._reserved)
 
 
 def _interface_of(address: str) -> str:
@@ -201,7 +231,8 @@ def _interface_of(address: str) -> str:
     raise AlexnetError(f"no network interface of {socket.gethostname()} has the address {address}")
 
 
-def _amounts(resources: Mapping[str, float]) -> str:
+def amounts(resources: Mapping[str, float]) -> str:
+    """Return CPUs and GPUs in words."""
     return ", ".join(f"{resources.get(kind, 0):g} {kind}" for kind in ("CPU", "GPU"))
 
 
