@@ -1,210 +1,21 @@
 import csv
 import hashlib
-import json
-import struct
+import shutil
 import tarfile
-import zlib
-from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from alexnet.data.prepare import PrepareOptions, normalise, prepare
+from alexnet.data.images import decode
+from alexnet.data.prepare import PrepareOptions, prepare
 from alexnet.data.shards import ShardSet
 from alexnet.errors import EXIT_DATA, DataError
 from tests.conftest import ImageTree
-
-Pixels = npt.NDArray[np.uint8]
-Depth = npt.NDArray[np.unsignedinteger]
-
-RISE = np.add.outer(np.arange(0, 80, 2), np.arange(0, 144, 3)).astype(np.uint8)  # 40 x 48
-COLOUR = np.stack([RISE, 255 - RISE, np.full_like(RISE, 90)], axis=-1)
-GRAY = np.stack([RISE] * 3, axis=-1)
-# From EXIF 2.3, Orientation: where the stored image has the upright one's row 0 and column 0.
-STORED_AS: dict[int, Callable[[Pixels], Pixels]] = {
-    1: lambda upright: upright,
-    2: np.fliplr,
-    3: lambda upright: np.rot90(upright, 2),
-    4: np.flipud,
-    5: lambda upright: upright.swapaxes(0, 1),
-    6: lambda upright: np.rot90(upright, 1),  # stored row 0 is the upright image's right side
-    7: lambda upright: np.rot90(upright, 2).swapaxes(0, 1),
-    8: lambda upright: np.rot90(upright, -1),  # stored row 0 is the upright image's left side
-}
-
-
-def encode(pixels: Depth | Image.Image, kind: str, **options: Any) -> bytes:
-    image = pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)
-    buffer = BytesIO()
-    image.save(buffer, kind, **options)
-    return buffer.getvalue()
-
-
-def jpeg(pixels: Pixels | Image.Image, **options: Any) -> bytes:
-    return encode(pixels, "JPEG", quality=95, subsampling=0, **options)
-
-
-def oriented(orientation: int, kind: str) -> bytes:
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    stored = np.ascontiguousarray(STORED_AS[orientation](COLOUR))
-    return jpeg(stored, exif=exif) if kind == "JPEG" else encode(stored, kind, exif=exif)
-
-
-def png(side: int, depth: int, rows: bytes) -> bytes:
-    """A gray PNG of `side` x `side` pixels, whose data may be too short for it."""
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return (
-            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-        )
-
-    header = struct.pack(">IIBBBBB", side, side, depth, 0, 0, 0, 0)
-    data = zlib.compress(rows)
-    signature = b"\x89PNG\r\n\x1a\n"
-    return signature + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
-
-
-def seen_by_tensorflow(encoded: bytes) -> npt.NDArray[np.int64]:
-    import tensorflow as tf
-
-    pixels: Pixels = tf.io.decode_image(encoded, channels=3, expand_animations=False).numpy()
-    return pixels.astype(np.int64)
-
-
-def palette() -> Image.Image:
-    """RISE in 16 shades of a palette."""
-    image = Image.fromarray(RISE // 16, "P")
-    image.putpalette([shade for index in range(16) for shade in (index * 16, 7, 200)])
-    return image
-
-
-PALETTE = np.stack([RISE // 16 * 16, np.full_like(RISE, 7), np.full_like(RISE, 200)], axis=-1)
-SHADE_3_WHITE = np.where((RISE // 16 == 3)[..., None], np.uint8(255), PALETTE)
-HALF = np.concatenate([COLOUR, np.full((40, 48, 1), 128, np.uint8)], axis=-1)
-HALF_OVER_WHITE = np.round(COLOUR * (128 / 255) + 255 * (127 / 255)).astype(np.uint8)
-
-
-@pytest.mark.parametrize(
-    ("encoded", "pixels", "tolerance"),
-    [
-        pytest.param(encode(COLOUR, "PNG"), COLOUR, 0, id="png"),
-        pytest.param(encode(RISE, "PNG"), GRAY, 0, id="gray-png"),
-        pytest.param(jpeg(COLOUR), COLOUR, 6, id="jpeg"),
-        pytest.param(jpeg(COLOUR, progressive=True), COLOUR, 6, id="progressive-jpeg"),
-        pytest.param(jpeg(RISE), GRAY, 3, id="gray-jpeg"),
-        pytest.param(jpeg(Image.fromarray(COLOUR).convert("CMYK")), COLOUR, 8, id="cmyk-jpeg"),
-        pytest.param(encode(RISE.astype(np.uint16) * 257, "PNG"), GRAY, 0, id="16-bit-gray"),
-        pytest.param(encode(palette(), "PNG"), PALETTE, 0, id="palette"),
-        pytest.param(encode(palette(), "PNG", transparency=3), SHADE_3_WHITE, 0, id="transparent"),
-        pytest.param(encode(HALF, "PNG"), HALF_OVER_WHITE, 1, id="rgba"),
-        pytest.param(encode(palette(), "GIF"), PALETTE, 0, id="gif"),
-        pytest.param(encode(COLOUR, "BMP"), COLOUR, 0, id="bmp"),
-        pytest.param(encode(COLOUR, "TIFF"), COLOUR, 0, id="tiff"),
-        pytest.param(encode(COLOUR, "WEBP", quality=95), COLOUR, 12, id="webp"),
-        pytest.param(
-            encode(Image.fromarray((RISE > 90).astype(np.uint8) * 255).convert("1"), "PNG"),
-            np.where(GRAY > 90, np.uint8(255), np.uint8(0)),
-            0,
-            id="black-and-white",
-        ),
-        *(
-            pytest.param(oriented(orientation, kind), COLOUR, tolerance, id=f"{kind}-{orientation}")
-            for orientation in STORED_AS
-            for kind, tolerance in (("JPEG", 8), ("PNG", 0))
-        ),
-    ],
-)
-def test_any_image_becomes_upright_rgb_that_the_training_decodes_alike(
-    encoded: bytes, pixels: Pixels, tolerance: int
-) -> None:
-    written, here = normalise(encoded)
-    assert here.dtype == np.uint8
-    assert here.shape == pixels.shape
-    assert np.abs(here.astype(np.int64) - pixels).max() <= tolerance
-    there = seen_by_tensorflow(written)
-    assert there.shape == pixels.shape
-    assert np.abs(there - pixels).max() <= tolerance
-
-
-@pytest.mark.parametrize(
-    "encoded",
-    [encode(COLOUR, "PNG"), encode(RISE, "PNG"), jpeg(COLOUR), jpeg(RISE), oriented(1, "JPEG")],
-)
-def test_what_needs_no_change_keeps_its_bytes(encoded: bytes) -> None:
-    assert normalise(encoded)[0] == encoded
-
-
-@pytest.mark.parametrize("bits", [2, 4])
-def test_few_bits_of_gray(bits: int) -> None:
-    written, here = normalise(png(8, bits, (b"\0" + b"\x1f" * bits) * 8))
-    assert here.max() == 255
-    np.testing.assert_array_equal(seen_by_tensorflow(written), here)
-
-
-@pytest.mark.parametrize(
-    ("encoded", "reason"),
-    [
-        (b"", "an empty file"),
-        (b"text, not pixels", "not an image"),
-        (b"<html></html>", "not an image"),
-        (jpeg(COLOUR)[:-600], "[Tt]runcated"),
-        (encode(COLOUR, "PNG")[:70], "truncated"),
-        (png(13_000, 8, bytes(100)), "13000 x 13000 pixels, at most 64000000"),
-        (png(2**31 - 1, 8, bytes(100)), "pixels"),
-        (png(8_001, 8, bytes(100)), "8001 x 8001 pixels"),
-    ],
-    ids=["empty", "text", "html", "half-jpeg", "half-png", "large", "monstrous", "just-too-large"],
-)
-@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
-def test_what_is_no_usable_image_is_refused(encoded: bytes, reason: str) -> None:
-    with pytest.raises((DataError, OSError), match=f"(?i){reason}"):
-        normalise(encoded)
-
-
-def end_of_a_file_damaged() -> list[bytes]:
-    """A PNG and a JPEG whose last bytes are cut off or changed, one after the other."""
-    whole = encode(COLOUR, "PNG"), jpeg(COLOUR)
-    cut = [encoded[:-length] for encoded in whole for length in range(1, 30)]
-    changed = [
-        encoded[:-at] + bytes([encoded[-at] ^ 0xFF]) + encoded[len(encoded) - at + 1 :]
-        for encoded in whole
-        for at in range(1, 30)
-    ]
-    return cut + changed
-
-
-def test_a_damaged_image_is_refused_or_mended_but_never_left_to_the_training() -> None:
-    accepted = 0
-    for encoded in end_of_a_file_damaged():
-        try:
-            written, here = normalise(encoded)
-        except (DataError, OSError):
-            continue
-        accepted += 1
-        assert seen_by_tensorflow(written).shape == here.shape
-    assert accepted
-
-
-@pytest.mark.xfail(strict=True, reason="a false marker near the end stops TensorFlow, not Pillow")
-def test_a_jpeg_that_is_damaged_inside_is_refused_or_decoded_in_training() -> None:
-    from alexnet.data.batches import decode_and_resize
-
-    whole, accepted = jpeg(COLOUR), 0
-    for at in range(len(whole) // 2, len(whole) - 2, 3):
-        try:
-            written, _ = normalise(whole[:at] + b"\xff" + whole[at + 1 :])
-        except DataError:
-            continue
-        accepted += 1
-        assert decode_and_resize(written, 40).shape == (40, 40, 3)
-    assert accepted
-
+from tests.test_images import COLOUR, encode, jpeg, png
 
 CATS_AND_DOGS = tuple(f"{name}/{i}.png" for name in ("검은 고양이", "dogs") for i in range(30))
 
@@ -218,18 +29,20 @@ def rejected_rows(folder: Path) -> list[list[str]]:
         return list(csv.reader(file))
 
 
-@pytest.mark.parametrize("mode", ["folder", "w:", "w:gz"])
-@pytest.mark.parametrize("threads", [1, 5])
+@pytest.mark.parametrize("mode", ["folder", "w:", "w:gz", "zip"])
+@pytest.mark.parametrize("workers", [1, 5])
 def test_the_same_images_give_the_same_bytes_in_every_file(
-    image_tree: ImageTree, tmp_path: Path, mode: str, threads: int
+    image_tree: ImageTree, tmp_path: Path, mode: str, workers: int
 ) -> None:
     root = source = image_tree(*CATS_AND_DOGS)
-    if mode != "folder":
+    if mode == "zip":
+        source = Path(shutil.make_archive(str(tmp_path / "images"), "zip", root))
+    elif mode != "folder":
         source = tmp_path / "images.tar"
         with tarfile.open(source, mode) as archive:  # type: ignore[call-overload]
             archive.add(root, ".")
     prepare(str(root), tmp_path / "first", PrepareOptions(shard_rows=20))
-    prepare(str(source), tmp_path / "second", PrepareOptions(shard_rows=20, threads=threads))
+    prepare(str(source), tmp_path / "second", PrepareOptions(shard_rows=20, workers=workers))
     first = contents(tmp_path / "first")
     assert first == contents(tmp_path / "second")
     assert set(first) >= {"manifest.json", "rejected.csv", "train-00000-of-00003.parquet"}
@@ -249,8 +62,10 @@ def test_a_prepared_set_holds_every_image_with_its_label(
     for split in dataset.splits.values():
         assert split.rows == sum(split.chunk_rows)
         for chunk in range(len(split.chunk_rows)):
-            images, labels = split.read_chunk(chunk)
-            found += zip(images, labels.tolist(), strict=True)
+            read = split.read_chunk(chunk)
+            assert not read.bad
+            images = [bytes(image) for image in read.images if image is not None]
+            found += zip(images, read.labels.tolist(), strict=True)
     wanted = [(p.read_bytes(), int(p.parent.name != "dogs")) for p in root.rglob("*.png")]
     assert sorted(found) == sorted(wanted)
     assert progress == sorted(progress)
@@ -268,12 +83,11 @@ def test_statistics_are_of_the_training_pixels(image_tree: ImageTree, tmp_path: 
     )
     np.testing.assert_allclose(dataset.mean, pixels.mean(0), rtol=1e-12)
     np.testing.assert_allclose(dataset.std, pixels.std(0), rtol=1e-12)
-    statistics = json.loads((tmp_path / "set/manifest.json").read_text())["statistics"]
     covariance = np.cov(pixels.T.astype(float), bias=True)
-    np.testing.assert_allclose(statistics["covariance"], covariance, rtol=1e-9)
+    np.testing.assert_allclose(dataset.covariance, covariance, rtol=1e-9)
 
 
-@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+@pytest.mark.filterwarnings("error")
 def test_what_cannot_be_decoded_is_left_out_counted_and_listed(
     image_tree: ImageTree, tmp_path: Path
 ) -> None:
@@ -314,12 +128,16 @@ def test_too_much_that_cannot_be_decoded_makes_no_set(
     assert prepare(str(root), out, PrepareOptions(max_rejected=0.12)).rejected == 8
 
 
-@pytest.mark.filterwarnings("ignore::RuntimeWarning")
-def test_no_training_image_left_makes_no_set(image_tree: ImageTree, tmp_path: Path) -> None:
-    root = image_tree(*(f"val/a/{i}.png" for i in range(30)), "train/a/1.png")
-    (root / "train/a/1.png").write_bytes(b"no image")
-    with pytest.raises(DataError, match="training"):
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_a_split_of_which_no_image_is_left_makes_no_set(
+    image_tree: ImageTree, tmp_path: Path, split: str
+) -> None:
+    other = {"train": "val", "val": "train"}[split]
+    root = image_tree(*(f"{other}/a/{i}.png" for i in range(30)), "train/a/1.png", "val/a/1.png")
+    (root / split / "a/1.png").write_bytes(b"no image")
+    with pytest.raises(DataError, match=f"none of the {split}[a-z]* images can be decoded"):
         prepare(str(root), tmp_path / "set")
+    assert not (tmp_path / "set/manifest.json").exists()
 
 
 def test_a_prepared_set_is_not_written_over(image_tree: ImageTree, tmp_path: Path) -> None:
@@ -359,7 +177,122 @@ def test_digits(digits: Path) -> None:
     assert (train.rows, validation.rows, dataset.rejected) == (1438, 359, 0)
     assert dataset.classes == tuple("0123456789")
     assert rejected_rows(digits) == [["path", "reason"]]
-    images, labels = validation.read_chunk(0)
-    assert {Image.open(BytesIO(image)).size for image in images} == {(8, 8)}
-    counts = np.bincount(labels, minlength=10)
+    chunk = validation.read_chunk(0)
+    assert {decode(image).shape for image in chunk.images if image is not None} == {(8, 8, 3)}
+    counts = np.bincount(chunk.labels, minlength=10)
     assert counts.min() > 10  # every chunk mixes the classes
+
+
+def bytes_in(dataset: ShardSet) -> dict[str, bytes]:
+    """Every image as a stranger reads it, by its path."""
+    found = {}
+    for split in dataset.splits.values():
+        for shard in split.shards:
+            for row in pq.read_table(split.folder.local / shard.file)["image"].to_pylist():
+                found[row["path"]] = row["bytes"]
+    return found
+
+
+def images_in(dataset: ShardSet) -> dict[str, Image.Image]:
+    return {path: Image.open(BytesIO(encoded)) for path, encoded in bytes_in(dataset).items()}
+
+
+SHAPES = {"wide": (60, 100), "tall": (90, 40), "square": (50, 50), "small": (20, 30)}
+
+
+@pytest.fixture
+def shapes(tmp_path: Path) -> Path:
+    """Images of several shapes, each as PNG and as JPEG, in both splits."""
+    for name, (height, width) in SHAPES.items():
+        x = np.linspace(0, 255, width).astype(np.uint8)
+        pixels = np.broadcast_to(x[None, :, None], (height, width, 3))
+        for split in ("train", "val"):
+            folder = tmp_path / "shapes" / split / "a"
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / f"{name}.png").write_bytes(encode(np.ascontiguousarray(pixels), "PNG"))
+            (folder / f"{name}.jpg").write_bytes(jpeg(np.ascontiguousarray(pixels)))
+    return tmp_path / "shapes"
+
+
+def test_a_size_is_of_the_shorter_side(shapes: Path, tmp_path: Path) -> None:
+    dataset = prepare(str(shapes), tmp_path / "set", PrepareOptions(size=50))
+    found = images_in(dataset)
+    assert len(found) == 4 * len(SHAPES)
+    for path, image in found.items():
+        height, width = SHAPES[Path(path).stem]
+        scale = 50 / min(height, width)
+        assert (image.height, image.width) == (round(height * scale), round(width * scale))
+        changed = min(height, width) != 50
+        assert image.format == ("JPEG" if changed or path.endswith("jpg") else "PNG")
+        row = np.asarray(image.convert("RGB"))[image.height // 2, :, 0].astype(float)
+        np.testing.assert_allclose(row, np.linspace(0, 255, image.width), atol=9)
+
+
+def test_what_has_the_size_keeps_its_bytes(shapes: Path, tmp_path: Path) -> None:
+    prepare(str(shapes), tmp_path / "plain")
+    prepare(str(shapes), tmp_path / "sized", PrepareOptions(size=50))
+    plain, sized = (bytes_in(ShardSet.open(tmp_path / name)) for name in ("plain", "sized"))
+    for name in ("train/a/square.png", "val/a/square.jpg"):
+        assert plain[name] == sized[name] == (shapes / name).read_bytes()
+
+
+def test_raw_pixels_are_those_of_the_image(shapes: Path, tmp_path: Path) -> None:
+    found = images_in(prepare(str(shapes), tmp_path / "set", PrepareOptions(store="raw")))
+    for path, image in found.items():
+        assert image.format == "PPM"
+        np.testing.assert_array_equal(image, decode((shapes / path).read_bytes()))
+
+
+def test_raw_pixels_of_a_size_are_of_the_centre_square(shapes: Path, tmp_path: Path) -> None:
+    options = PrepareOptions(store="raw", size=50)
+    dataset = prepare(str(shapes), tmp_path / "set", options)
+    for path, image in images_in(dataset).items():
+        assert (image.height, image.width) == (50, 50)
+        height, width = SHAPES[Path(path).stem]
+        whole = np.linspace(0, 255, round(width * 50 / min(height, width)))
+        begin = (len(whole) - 50) // 2
+        row = np.asarray(image)[25, :, 0].astype(float)
+        np.testing.assert_allclose(row, whole[begin : begin + 50], atol=9)
+
+
+def test_statistics_are_of_the_pixels_that_are_stored(shapes: Path, tmp_path: Path) -> None:
+    options = PrepareOptions(store="raw", size=50)
+    dataset = prepare(str(shapes), tmp_path / "set", options)
+    train = [np.asarray(i) for path, i in images_in(dataset).items() if path.startswith("train")]
+    pixels = np.concatenate([image.reshape(-1, 3) for image in train])
+    np.testing.assert_allclose(dataset.mean, pixels.mean(0), rtol=1e-12)
+
+
+def test_an_image_that_a_size_would_make_huge_is_left_out(shapes: Path, tmp_path: Path) -> None:
+    """A line of 40 000 pixels, as high as 256, would take 8 GB."""
+    (shapes / "train/a/line.png").write_bytes(encode(np.zeros((1, 40_000, 3), np.uint8), "PNG"))
+    dataset = prepare(str(shapes), tmp_path / "set", PrepareOptions(size=256))
+    assert dataset.rejected == 1
+    reason = "10240000 x 256 pixels, at most 64000000 allowed"
+    assert rejected_rows(tmp_path / "set")[1:] == [["train/a/line.png", reason]]
+
+
+def test_nothing_but_the_set_is_left(image_tree: ImageTree, tmp_path: Path) -> None:
+    prepare(str(image_tree(*CATS_AND_DOGS)), tmp_path / "set", PrepareOptions(shard_rows=20))
+    names = {path.name for path in (tmp_path / "set").iterdir()}
+    shards = {name for name in names if name.endswith(".parquet")}
+    assert names == {"manifest.json", "rejected.csv", *shards}
+    assert len(shards) == 4
+
+
+def test_another_source_or_size_does_not_go_on_where_one_was(
+    image_tree: ImageTree, tmp_path: Path
+) -> None:
+    """The size of the file is another, so its shard is written anew."""
+    root, out = image_tree(*CATS_AND_DOGS), tmp_path / "set"
+
+    def interrupt(done: int, of: int) -> None:
+        raise KeyboardInterrupt
+
+    for change in (lambda: None, lambda: image_tree(CATS_AND_DOGS[3], side=9)):
+        with pytest.raises(KeyboardInterrupt):
+            prepare(str(root), out, PrepareOptions(shard_rows=20), interrupt)
+        change()
+    prepare(str(root), out, PrepareOptions(shard_rows=20))
+    prepare(str(root), tmp_path / "whole", PrepareOptions(shard_rows=20))
+    assert contents(out) == contents(tmp_path / "whole")
