@@ -1,5 +1,7 @@
 """A run's parts, put together from its settings: data, order, model, step, evaluation."""
 
+import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -25,6 +27,9 @@ from alexnet.step import TrainStep, model_variables
 
 VIEW = ("image_size", "fit", "resize", "evaluation_crops")  # how the model sees an image
 
+BadRowHook = Callable[[str], None]
+log = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
@@ -36,10 +41,15 @@ class Task:
     share: range  # the virtual workers of this rank
     step: TrainStep
     evaluator: Evaluator
+    on_bad_row: BadRowHook
 
     @staticmethod
-    def build(config: RunConfig, exchange: Exchange) -> "Task":
+    def build(
+        config: RunConfig, exchange: Exchange, on_bad_row: BadRowHook = log.warning
+    ) -> "Task":
         """Open the dataset and build the model as the rank that `exchange` says this is.
+
+        `on_bad_row` is told of every image that is skipped.
 
         Raises:
             DataError: no such dataset, or fewer rows than a global batch.
@@ -77,7 +87,10 @@ class Task:
             order=order,
             share=mine,
             step=step,
-            evaluator=evaluator(model, dataset, config.data, config.train.micro_batch, exchange),
+            evaluator=evaluator(
+                model, dataset, config.data, config.train.micro_batch, exchange, on_bad_row
+            ),
+            on_bad_row=on_bad_row,
         )
 
     @property
@@ -92,7 +105,9 @@ class Task:
 
     def batches(self, first_step: int) -> Batches:
         """Return this rank's training batches from `first_step` on."""
-        return training_batches(self.dataset, self.order, self.share, self.config.data, first_step)
+        return training_batches(
+            self.dataset, self.order, self.share, self.config.data, first_step, self.on_bad_row
+        )
 
     def rate(self, step: int) -> float:
         """Return the learning rate of `step`, counted from 0."""
@@ -150,12 +165,17 @@ def open_dataset(config: DataConfig) -> ShardSet:
 
 
 def evaluator(
-    model: keras.Model, dataset: ShardSet, data: DataConfig, batch: int, exchange: Exchange
+    model: keras.Model,
+    dataset: ShardSet,
+    data: DataConfig,
+    batch: int,
+    exchange: Exchange,
+    on_bad_row: BadRowHook = log.warning,
 ) -> Evaluator:
     """Return what scores `model` on held-out images, a share of them on each rank."""
     rows = share(dataset.splits[VALIDATION].rows, exchange.rank, exchange.world_size)
     images = max(1, batch // data.evaluation_crops)
-    batches = partial(evaluation_batches, dataset, VALIDATION, rows, data, images)
+    batches = partial(evaluation_batches, dataset, VALIDATION, rows, data, images, on_bad_row)
     return Evaluator(model, batches, partial(exchange.sum, name="evaluation"))
 
 

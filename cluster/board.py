@@ -39,6 +39,7 @@ class Board:
     phase_seconds: Mapping[str, float] = field(default_factory=dict)  # that the trainer adds to
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _step: int | None = None
+    _bad_rows: int = 0
     _progress_at: float = field(default_factory=time.monotonic)
     _records: list[dict[str, Any]] = field(default_factory=list)
 
@@ -52,6 +53,17 @@ class Board:
         """Leave a record for the driver."""
         with self._lock:
             self._records.append(record)
+
+    def bad_row(self, reason: str) -> None:
+        """Count an image that was skipped, and leave word of it."""
+        with self._lock:
+            self._bad_rows += 1
+            self._records.append({"kind": "bad_row", "step": self._step or 0, "reason": reason})
+
+    @property
+    def bad_rows(self) -> int:
+        """Images skipped so far."""
+        return self._bad_rows
 
     def look(self) -> Status:
         """Take the records left so far."""

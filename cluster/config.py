@@ -64,6 +64,11 @@ class JobConfig(RunConfig):
         data = self.data.model_copy(update={"path": absolute(self.data.path)})
         return self.model_copy(update={"run_dir": str(self.run_path), "data": data})
 
+    def with_threads(self, threads: int) -> "JobConfig":
+        """Return the same job for a rank that has so many threads to decode images in."""
+        data = self.data.model_copy(update={"threads": self.data.threads or threads})
+        return self.model_copy(update={"data": data})
+
     def check_workers(self, workers: int) -> None:
         """Raise ConfigError unless each of `workers` ranks gets at least one micro-batch."""
         virtual = self.train.virtual_workers

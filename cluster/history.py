@@ -90,6 +90,7 @@ class History:
     images_per_second: float | None = None  # of the last attempt that trained
     phase_seconds: dict[str, float] = field(default_factory=dict)
     skipped_steps: int = 0  # of the whole run
+    rows_skipped: int = 0  # bad rows, on all ranks
     checkpoint_failures: int = 0
     started_at: datetime = field(default_factory=lambda: datetime.now(UTC))
     ledger: Ledger = field(default_factory=Ledger)

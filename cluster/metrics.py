@@ -1,6 +1,7 @@
 """Prometheus: one registry and one HTTP port a rank."""
 
 import logging
+from collections.abc import Callable
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
 
@@ -15,8 +16,17 @@ STEP_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 class Metrics(Hook):
     """What one rank reports. Loss and accuracy, equal on all ranks, come from rank 0 alone."""
 
-    def __init__(self, rank: int, world_size: int, images_per_step: int, phases: Phases) -> None:
+    def __init__(
+        self,
+        rank: int,
+        world_size: int,
+        images_per_step: int,
+        phases: Phases,
+        rows_skipped: Callable[[], int],
+    ) -> None:
         """Report `images_per_step` images, this rank's, for every step."""
+        self._rows_skipped_so_far = rows_skipped
+        self._rows_skipped_counted = 0
         self.registry = CollectorRegistry()
         self._reports_result = rank == 0
         self._images_per_step = images_per_step
@@ -32,6 +42,7 @@ class Metrics(Hook):
 
         self._images = counter("images", "Images this rank has trained on.")
         self._steps = counter("steps", "Steps this rank has taken.")
+        self._rows_skipped = counter("rows_skipped", "Images left out: they were not as written.")
         self._skipped = counter("skipped_steps", "Steps left out: their sums were not finite.")
         self._phase = counter("phase_seconds", "Time of this rank by phase.", ("phase",))
         self._step_seconds = Histogram(
@@ -72,14 +83,14 @@ class Metrics(Hook):
         self._rate.set(event.rate)
         self._step_seconds.observe(event.training_seconds - self._last_seconds)
         self._last_seconds = event.training_seconds
-        self._count_phases()
+        self._count()
         self._skipped.inc(event.result.skipped)
         if self._reports_result and not event.result.skipped:
             self._loss.set(event.result.loss)
             self._accuracy.set(event.result.accuracy)
 
     def on_evaluation(self, step: int, evaluation: Evaluation) -> None:  # noqa: D102
-        self._count_phases()
+        self._count()
         if self._reports_result:
             self._top1.set(evaluation["top1"])
 
@@ -92,7 +103,11 @@ class Metrics(Hook):
         """Rank 0 could not write a checkpoint; the ones before are still there."""
         self._save_failures.inc()
 
-    def _count_phases(self) -> None:
+    def _count(self) -> None:
+        """Add to counters what others keep count of."""
+        rows_skipped = self._rows_skipped_so_far()
+        self._rows_skipped.inc(rows_skipped - self._rows_skipped_counted)
+        self._rows_skipped_counted = rows_skipped
         for phase, seconds in self._phases.seconds.items():
             self._phase.labels(phase).inc(max(0.0, seconds - self._counted[phase]))
             self._counted[phase] = max(seconds, self._counted[phase])

@@ -39,16 +39,20 @@ def train_rank(config: JobConfig, board: Board, desk: Path) -> RankResult:
 
     Rank 0 writes its checkpoints on `desk`.
     """
-    configure_tensorflow(config)
+    threads = configure_tensorflow(config)
     exchange = HorovodExchange()
     try:
-        return _train(config, exchange, board, desk)
+        return _train(config.with_threads(threads), exchange, board, desk)
     finally:
         exchange.shutdown()
 
 
-def configure_tensorflow(config: JobConfig) -> None:
-    """Share the cores among the ranks of a node, take GPU memory as needed, repeat every bit."""
+def configure_tensorflow(config: JobConfig) -> int:
+    """Share the cores among the ranks of a node, take GPU memory as needed, repeat every bit.
+
+    Returns:
+        The threads that are this rank's.
+    """
     for gpu in tf.config.list_physical_devices("GPU"):
         tf.config.experimental.set_memory_growth(gpu, True)
     cores = len(os.sched_getaffinity(0)) // int(os.environ["HOROVOD_LOCAL_SIZE"])
@@ -57,12 +61,13 @@ def configure_tensorflow(config: JobConfig) -> None:
     tf.config.threading.set_inter_op_parallelism_threads(max(2, threads))
     if config.train.deterministic:
         tf.config.experimental.enable_op_determinism()
+    return threads
 
 
 def _train(config: JobConfig, exchange: HorovodExchange, board: Board, desk: Path) -> RankResult:
     board.progress()
     log.info("rank %d of %d", exchange.rank, exchange.world_size)
-    task = Task.build(config, exchange)
+    task = Task.build(config, exchange, board.bad_row)
     saved = newest(config.run_path / "checkpoints") if exchange.rank == 0 else None
     if saved:
         log.info("restoring %s", saved.path)
@@ -123,7 +128,7 @@ def _observers(
 ) -> list[Hook]:
     """Hooks without collective calls, so that ranks may have different ones."""
     images = len(task.share) * config.train.micro_batch
-    metrics = Metrics(exchange.rank, exchange.world_size, images, phases)
+    metrics = Metrics(exchange.rank, exchange.world_size, images, phases, lambda: board.bad_rows)
     if config.cluster.metrics_port:
         port = config.cluster.metrics_port + int(os.environ["HOROVOD_LOCAL_RANK"])
         metrics.serve(config.cluster.metrics_host, port)

@@ -28,7 +28,7 @@ class Screen:
         )
 
     def record(self, record: dict[str, Any]) -> None:
-        """Print a record that rank 0 has logged."""
+        """Print a record that a rank has left."""
         step, kind = f"step {record['step']:>6}", record["kind"]
         if kind == "step":
             self.say(
@@ -45,6 +45,8 @@ class Screen:
             self.say(f"{step}  checkpoint")
         elif kind == "checkpoint_failure":
             self.say(f"{step}  no checkpoint: {record['reason']}")
+        elif kind == "bad_row":
+            self.say(f"{step}  skipped an image: {record['reason']}")
         elif kind == "skipped":
             self.say(f"{step}  skipped: loss or gradients are not finite")
 

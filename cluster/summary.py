@@ -61,6 +61,7 @@ def _common(config: RunConfig, history: History, steps: int) -> dict[str, Any]:
         "attempts": history.attempts,
         "steps": steps,
         "skipped_steps": history.skipped_steps,
+        "rows_skipped": history.rows_skipped,
         "images_seen": steps * config.train.global_batch,
         "eval": history.evaluation,
         "images_per_second": history.images_per_second,

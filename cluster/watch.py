@@ -110,16 +110,16 @@ class Watch:
     def _relay(self) -> None:
         for rank, status in self._group.look().items():
             self._progress_at[rank] = time.monotonic() - status.idle_seconds
-            if rank == 0:
-                self._relay_first(status)
+            if rank == 0 and status.step is not None:
+                self._account(status.step, status.phase_seconds)
+            self._relay_records(status)
 
-    def _relay_first(self, status: Status) -> None:
-        if status.step is not None:
-            self._account(status.step, status.phase_seconds)
+    def _relay_records(self, status: Status) -> None:
         for record in status.records:
             if record["kind"] == "evaluation":
                 self._history.evaluation = {name: record[name] for name in SCORES}
             self._history.checkpoint_failures += record["kind"] == "checkpoint_failure"
+            self._history.rows_skipped += record["kind"] == "bad_row"
             self._screen.record(record)
 
     def _account(self, step: int, phase_seconds: dict[str, float]) -> None:

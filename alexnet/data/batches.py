@@ -4,6 +4,7 @@ Python threads share out the work, and every heavy part of it (reading, decoding
 in C and C++ off Python's lock. Images stay uint8 until they are on the device.
 """
 
+import logging
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -28,6 +29,8 @@ from alexnet.errors import DataError
 Labels = npt.NDArray[np.int64]
 Batch = tuple[Pixels, Labels]
 
+log = logging.getLogger(__name__)
+
 TASK_ROWS = 32  # images that a thread decodes at a stretch
 MOST_STARTED = 8  # batches in the making
 NO_LABEL = -1
@@ -44,13 +47,13 @@ class _Job:
 class BadRows:
     """What is done about rows that cannot be used: the run fails, or others take their places."""
 
-    def __init__(self, config: DataConfig, rows: int) -> None:
-        """Bear with at most `max_bad_rows` of `rows` different ones."""
+    def __init__(self, config: DataConfig, rows: int, tell: Callable[[str], None]) -> None:
+        """Bear with at most `max_bad_rows` of `rows` different ones, and `tell` of each use."""
+        self._tell = tell
         self._fail = config.on_bad_row == "fail"
         self._share = config.max_bad_rows
         self._limit = config.max_bad_rows * rows
         self._seen: set[int] = set()
-        self.skipped = 0  # times that a row was left out
 
     def skip(self, row: int, reason: str) -> None:
         """Take note of a bad row.
@@ -60,8 +63,8 @@ class BadRows:
         """
         if self._fail:
             raise DataError(f"{reason} (data.on_bad_row=skip goes on without such rows)")
+        self._tell(reason)
         self._seen.add(row)
-        self.skipped += 1
         if len(self._seen) > self._limit:
             raise DataError(
                 f"{len(self._seen)} bad rows are more than data.max_bad_rows = {self._share:.2%} "
@@ -76,7 +79,6 @@ class Batches:
         self,
         jobs: Iterable[_Job],
         reader: RowReader,
-        bad_rows: BadRows,
         fill: Callable[[int, int, Pixels], int],
         image_shape: tuple[int, ...],
         config: DataConfig,
@@ -84,16 +86,10 @@ class Batches:
         """Make a batch a job; `fill(row, epoch, out)` writes one image and returns its label."""
         self._jobs = iter(jobs)
         self._reader = reader
-        self._bad_rows = bad_rows
         self._fill = fill
         self._image_shape = image_shape
         self._threads = config.threads or len(os.sched_getaffinity(0))
         self._ahead = config.read_ahead
-
-    @property
-    def skipped(self) -> int:
-        """Times that a bad row was left out so far."""
-        return self._bad_rows.skipped
 
     def __iter__(self) -> Iterator[Batch]:
         """Yield (images, labels).
@@ -150,18 +146,24 @@ class Batches:
 
 
 def training_batches(
-    dataset: ShardSet, order: Order, virtual_workers: range, config: DataConfig, first_step: int
+    dataset: ShardSet,
+    order: Order,
+    virtual_workers: range,
+    config: DataConfig,
+    first_step: int,
+    on_bad_row: Callable[[str], None] = log.warning,
 ) -> Batches:
     """Endless batches of one rank, from `first_step` on.
 
     Each is (images uint8 [k, micro_batch, size, size, 3], labels int64 [k, micro_batch]) for the k
     virtual workers of the rank. What a row becomes depends on (seed, epoch, row) alone. A bad row's
-    place is taken by the next good one, the same at any number of ranks.
+    place is taken by the next good one, the same at any number of ranks; `on_bad_row` is told, from
+    the thread that found it.
     """
     split = dataset.splits[TRAIN]
     stream_rows = 2 * config.window + (config.read_ahead + MOST_STARTED) * order.micro_batch
     reader = RowReader(split, len(virtual_workers) * _chunks_of(split, stream_rows))
-    bad_rows = BadRows(config, split.rows)
+    bad_rows = BadRows(config, split.rows, on_bad_row)
     fitter = Fitter(config, dataset.covariance)
 
     def jobs() -> Iterator[_Job]:
@@ -184,11 +186,16 @@ def training_batches(
         raise DataError(f"{split.folder}: no good row is left")
 
     size = config.image_size
-    return Batches(jobs(), reader, bad_rows, fill, (size, size, 3), config)
+    return Batches(jobs(), reader, fill, (size, size, 3), config)
 
 
 def evaluation_batches(
-    dataset: ShardSet, name: str, rows: range, config: DataConfig, batch: int
+    dataset: ShardSet,
+    name: str,
+    rows: range,
+    config: DataConfig,
+    batch: int,
+    on_bad_row: Callable[[str], None] = log.warning,
 ) -> Batches:
     """Every row of `rows` once, in order: (images uint8 [n, views, size, size, 3], labels [n]).
 
@@ -196,7 +203,7 @@ def evaluation_batches(
     """
     split = dataset.splits[name]
     reader = RowReader(split, _chunks_of(split, (config.read_ahead + MOST_STARTED) * batch))
-    bad_rows = BadRows(config, split.rows)
+    bad_rows = BadRows(config, split.rows, on_bad_row)
     fitter = Fitter(config, dataset.covariance)
     jobs = (
         _Job(rows=np.arange(at, min(at + batch, rows.stop)))
@@ -213,7 +220,7 @@ def evaluation_batches(
         return label
 
     size = config.image_size
-    return Batches(jobs, reader, bad_rows, fill, (config.evaluation_crops, size, size, 3), config)
+    return Batches(jobs, reader, fill, (config.evaluation_crops, size, size, 3), config)
 
 
 def _apply(fit: Callable[[], None], reader: RowReader, row: int) -> None:
