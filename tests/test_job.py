@@ -4,16 +4,21 @@ import json
 import re
 import signal
 import subprocess
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from alexnet.checkpoint import newest
 from tests.clusters import BIN, ROOT, RayCluster, free_ports, ray_cluster, start, wait_until
 
 pytestmark = pytest.mark.ray
@@ -21,6 +26,8 @@ pytestmark = pytest.mark.ray
 RAY_JOB = [str(BIN / "ray"), "job"]
 STEPS = 12
 SUBMIT = [*RAY_JOB, "submit"]
+FLOAT32 = ("train.exact_sums=false", "train.max_steps=20")
+NO_ROOM = ("cluster.workers=3", "cluster.cpus_per_worker=2")
 
 CONFIG = """
 run_dir: {run}
@@ -41,11 +48,11 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayCluster]:
 class Job:
     """A config of its own, and runs of it."""
 
-    def __init__(self, folder: Path, digits: Path, cluster: RayCluster) -> None:
+    def __init__(self, folder: Path, digits: Path, cluster: RayCluster, log: str = "log") -> None:
         self.folder, self.run, self.cluster = folder, folder / "run", cluster
-        self.config = folder / "config.yaml"
+        self.config = folder / f"config-{log}.yaml"
         self.port = free_ports(1)[0]
-        self.log = folder / "log"
+        self.log = folder / log
         text = CONFIG.format(steps=STEPS, run=self.run, data=digits, port=self.port)
         self.config.write_text(text)
 
@@ -65,8 +72,18 @@ class Job:
         summary: dict[str, Any] = json.loads((self.run / "summary.json").read_text())
         return summary
 
+    def has_been_run(self) -> dict[str, bytes]:
+        """Fill the run directory as an earlier job has left it, and return its files."""
+        (self.run / "checkpoints" / "step-00000004").mkdir(parents=True)
+        for name in ("config.yaml", "summary.json", "checkpoints/step-00000004/manifest.json"):
+            (self.run / name).write_text("{}")
+        return contents(self.run)
+
     def reached(self, step: int) -> bool:
         return any(int(n) >= step for n in re.findall(r"step +(\d+)  epoch", self.output))
+
+
+Submitted = tuple[Job, list[list[dict[str, float]]], tuple[int, str]]
 
 
 @pytest.fixture
@@ -82,6 +99,15 @@ def unbroken(
     job = Job(tmp_path_factory.mktemp("unbroken"), digits, cluster)
     assert job.train() == 0, job.output
     return job.summary
+
+
+def contents(run: Path) -> dict[str, bytes]:
+    """The files of a run, by name, that a launch which never trains must leave alone."""
+    return {
+        path.relative_to(run).as_posix(): path.read_bytes()
+        for path in sorted(run.rglob("*"))
+        if path.is_file() and "lease" not in path.name and path.parent.name != "logs"
+    }
 
 
 def rank_processes(run: Path) -> list[psutil.Process]:
@@ -112,18 +138,36 @@ def scrape(port: int) -> dict[str, float]:
     }
 
 
-def test_submitted_job_trains_and_serves_metrics(job: Job, unbroken: dict[str, Any]) -> None:
+@pytest.fixture(scope="module")
+def submitted(
+    tmp_path_factory: pytest.TempPathFactory, digits: Path, cluster: RayCluster
+) -> Submitted:
+    """A job by `ray job submit` with float32 sums, what its ranks served at two moments, and how
+    a second job on its run ended meanwhile.
+    """
+    job = Job(tmp_path_factory.mktemp("submitted"), digits, cluster)
     command = [*SUBMIT, "--address", job.cluster.dashboard, "--working-dir", str(ROOT), "--"]
-    command += ["python", "-m", "cluster", "train", str(job.config), "train.max_steps=20"]
+    command += ["python", "-m", "cluster", "train", str(job.config), *FLOAT32]
     environment = job.cluster.environment()
     with job.log.open("wb") as output:
-        submitted = subprocess.Popen(command, env=environment, stdout=output, stderr=output)
-    wait_until(lambda: job.reached(2) or submitted.poll() is not None, 120, "two steps")
-    assert submitted.poll() is None, job.output
-    first = [scrape(job.port), scrape(job.port + 1)]
-    wait_until(lambda: job.reached(6), 60, "six steps")
-    later = [scrape(job.port), scrape(job.port + 1)]
+        running = subprocess.Popen(command, env=environment, stdout=output, stderr=output)
+    scraped = []
+    for step in (2, 6):
+        wait_until(
+            partial(lambda at: job.reached(at) or running.poll() is not None, step),
+            120,
+            f"{step} steps",
+        )
+        assert running.poll() is None, job.output
+        scraped.append([scrape(job.port), scrape(job.port + 1)])
+    rival = Job(job.folder, digits, cluster, log="rival")
+    refused = rival.train("--replace"), rival.output
+    assert running.wait(timeout=300) == 0, job.output
+    return job, scraped, refused
 
+
+def test_submitted_job_trains_and_serves_metrics(submitted: Submitted) -> None:
+    job, (first, later), _ = submitted
     for rank, (before, after) in enumerate(zip(first, later, strict=True)):
         for counter in (
             "alexnet_images_total",
@@ -132,21 +176,41 @@ def test_submitted_job_trains_and_serves_metrics(job: Job, unbroken: dict[str, A
         ):
             assert after[counter] > before[counter] > 0
         assert after["alexnet_phase_seconds_total('phase', 'compute')"] > 0
+        assert after["alexnet_skipped_steps_total"] == 0
         assert after["alexnet_world_size"] == 2
         assert after["alexnet_rank"] == rank
         assert ("alexnet_loss_nats" in after) == (rank == 0)
+        assert ("alexnet_checkpoint_failures_total" in after) == (rank == 0)
     assert later[0]["alexnet_checkpoint_step"] >= 4
-    assert submitted.wait(timeout=300) == 0, job.output
     assert job.summary["status"] == "completed"
     assert job.summary["eval"]["images"] == 359
 
 
-def test_wrong_token_is_refused(job: Job) -> None:
+def test_a_second_job_on_a_run_is_refused(submitted: Submitted) -> None:
+    _, _, (code, output) = submitted
+    assert code == 2, output
+    assert "in use by another job" in output.splitlines()[-1]
+
+
+def test_every_second_is_accounted_for(submitted: Submitted) -> None:
+    job = submitted[0]
+    spent, took = job.summary["wall_seconds"], job.summary["phase_seconds"]
+    started, ended = (datetime.fromisoformat(job.summary[k]) for k in ("started_at", "ended_at"))
+    assert sum(spent.values()) == pytest.approx((ended - started).total_seconds(), abs=2)
+    assert spent["productive"] == pytest.approx(took["compute"], abs=0.1)
+    assert spent["evaluation"] == pytest.approx(took["eval"], abs=0.1)
+    assert spent["start_up"] > 5
+    assert spent["replay"] == spent["detection"] == 0
+
+
+def test_wrong_token_is_refused_and_nothing_lost(job: Job) -> None:
     with pytest.raises(urllib.error.HTTPError) as refused:
         urllib.request.urlopen(f"{job.cluster.dashboard}/api/jobs/", timeout=10)
     assert refused.value.code == 401
-    assert job.train(token="0" * 32) == 1
+    before = job.has_been_run()
+    assert job.train("--replace", token="0" * 32) == 1
     assert "token" in job.output.splitlines()[-1]
+    assert contents(job.run) == before
 
 
 def test_killed_rank_changes_nothing(job: Job, unbroken: dict[str, Any]) -> None:
@@ -155,19 +219,22 @@ def test_killed_rank_changes_nothing(job: Job, unbroken: dict[str, Any]) -> None
     rank_processes(job.run)[-1].kill()
     assert driver.wait(timeout=300) == 0, job.output
     assert job.summary["attempts"] == 2
+    assert job.summary["wall_seconds"]["replay"] > 0
+    assert 0 < job.summary["wall_seconds"]["detection"] < 10
     assert job.summary["weights_sha256"] == unbroken["weights_sha256"]
     steps = [json.loads(line)["step"] for line in (job.run / "metrics.jsonl").open()]
     assert sorted(set(steps)) == list(range(1, STEPS + 1))
 
 
-def test_killed_driver_leaves_nobody_and_goes_on(job: Job, unbroken: dict[str, Any]) -> None:
-    driver = job.start()
+def test_killed_driver_leaves_nobody_and_goes_on_in_float32(job: Job, submitted: Submitted) -> None:
+    """With as many workers, sums need not be exact for the same bits."""
+    driver = job.start(*FLOAT32)
     wait_until(lambda: job.reached(6), 120, "six steps")
     driver.kill()
     driver.wait()
     wait_until(lambda: not rank_processes(job.run), 30, "the ranks' end")
-    assert job.train() == 0, job.output
-    assert job.summary["weights_sha256"] == unbroken["weights_sha256"]
+    assert job.train(*FLOAT32) == 0, job.output
+    assert job.summary["weights_sha256"] == submitted[0].summary["weights_sha256"]
 
 
 def test_interrupted_run_goes_on_with_other_workers(job: Job, unbroken: dict[str, Any]) -> None:
@@ -179,8 +246,10 @@ def test_interrupted_run_goes_on_with_other_workers(job: Job, unbroken: dict[str
 
 def test_checkpoint_of_another_model_is_refused(job: Job) -> None:
     stop(job, signal.SIGTERM)
+    before = contents(job.run)
     assert job.train("data.image_size=75") == 2
     assert "a checkpoint of another model: image_size is 67 there" in job.output.splitlines()[-1]
+    assert contents(job.run) == before
 
 
 def stop(job: Job, number: signal.Signals) -> None:
@@ -211,11 +280,47 @@ def test_job_stop_leaves_a_checkpoint_and_no_process(job: Job, unbroken: dict[st
 
 
 def test_more_workers_than_cpus_is_refused_in_time(job: Job) -> None:
-    overrides = ("cluster.workers=3", "cluster.cpus_per_worker=2", "cluster.start_timeout=3")
-    assert job.train(*overrides) == 2
+    before = job.has_been_run()
+    assert job.train(*NO_ROOM, "cluster.start_timeout=3", "--replace") == 2
     last = job.output.splitlines()[-1]
     assert "3 workers x 2 CPU" in last
     assert "4 CPU" in last
+    assert contents(job.run) == before
+
+
+@pytest.mark.parametrize("moment", ["data ", "joining Ray", "3 Horovod workers"])
+def test_a_stop_does_not_wait_for_the_start(job: Job, moment: str) -> None:
+    before = job.has_been_run()
+    driver = job.start(*NO_ROOM)
+    wait_until(lambda: moment in job.output, 60, moment)
+    asked = time.monotonic()
+    driver.send_signal(signal.SIGTERM)
+    assert driver.wait(timeout=30) == 75, job.output
+    assert time.monotonic() - asked < 10
+    assert "run it again" in job.output.splitlines()[-1]
+    assert contents(job.run) == before
+
+
+def test_a_stop_that_loses_the_ranks_goes_on_from_the_checkpoint_before(job: Job) -> None:
+    driver = job.start("cluster.stop_timeout=4")
+    wait_until(lambda: job.reached(6), 120, "six steps")
+    rank_processes(job.run)[-1].suspend()
+    driver.send_signal(signal.SIGTERM)
+    assert driver.wait(timeout=60) == 75, job.output
+    assert "no checkpoint within 4 s of the stop; the newest checkpoint is of step 4" in job.output
+    assert job.summary["status"] == "preempted"
+    assert job.summary["steps"] == 4
+    assert job.summary["images_seen"] == 4 * 24
+    wait_until(lambda: not rank_processes(job.run), 10, "the ranks' end")
+
+
+def test_bad_numbers_end_a_run_on_all_ranks(job: Job) -> None:
+    assert job.train("schedule.learning_rate=1e30", "checkpoint.every=1") == 1
+    assert "loss or gradients are not finite" in job.output.splitlines()[-1]
+    assert job.summary["status"] == "failed"
+    saved = newest(job.run / "checkpoints")
+    if saved:
+        assert all(np.isfinite(value).all() for value in saved.state.values())
 
 
 def test_frozen_rank_is_noticed_and_replaced(job: Job, unbroken: dict[str, Any]) -> None:
