@@ -1,97 +1,113 @@
-from collections.abc import Callable, Iterable
+"""Rows to tensors: which rows, in what order, however many threads and ranks make them."""
+
+import threading
+from collections.abc import Iterable
+from contextlib import closing
 from dataclasses import replace
-from io import BytesIO
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow.parquet as pq
 import pytest
-import tensorflow as tf
-from PIL import Image
 
 from alexnet.config import AugmentConfig, DataConfig
-from alexnet.data.batches import (
-    ChunkReader,
-    augment,
-    decode_and_resize,
-    evaluation_batches,
-    training_batches,
-)
+from alexnet.data.augment import resized
+from alexnet.data.batches import Batch, Batches, evaluation_batches, training_batches
+from alexnet.data.images import Pixels, decode
 from alexnet.data.order import Order, share
-from alexnet.data.shards import ShardSet, Split
+from alexnet.data.reader import RowReader
+from alexnet.data.shards import ShardSet
 from alexnet.errors import DataError
 
 SIZE = 67
-Pixels = npt.NDArray[np.uint8]
-Batch = tuple[npt.NDArray[Any], npt.NDArray[Any]]
+TRAIN, VALIDATION = "train", "validation"
 
 PLAIN = DataConfig(image_size=SIZE)
 CHANGED = DataConfig(
     image_size=SIZE,
-    augment=AugmentConfig(shift=0.1, zoom=0.1, horizontal_flip=True, vertical_flip=True),
+    augment=AugmentConfig(
+        shift=0.1, zoom=0.1, horizontal_flip=True, vertical_flip=True, colour=0.1
+    ),
+)
+PAPER = DataConfig(
+    image_size=SIZE,
+    fit="crop",
+    resize=76,
+    evaluation_crops=10,
+    augment=AugmentConfig(horizontal_flip=True, colour=0.1),
+)
+CONFIGS = pytest.mark.parametrize(
+    "config", [PLAIN, CHANGED, PAPER], ids=["plain", "changed", "paper"]
 )
 
 
 @pytest.fixture(scope="module")
-def train(digits: Path) -> Split:
-    return ShardSet.open(digits).splits["train"]
+def dataset(digits: Path) -> ShardSet:
+    return ShardSet.open(digits)
 
 
 @pytest.fixture(scope="module")
-def validation(digits: Path) -> Split:
-    return ShardSet.open(digits).splits["validation"]
+def order(dataset: ShardSet) -> Order:
+    rows = dataset.splits[TRAIN].chunk_rows
+    return Order(seed=5, chunk_rows=rows, virtual_workers=4, micro_batch=3, window=32)
+
+
+Table = list[tuple[bytes, int]]
+
+
+def table(dataset: ShardSet, name: str) -> Table:
+    """Every row's image and label, as a stranger reads them."""
+    split = dataset.splits[name]
+    rows = pq.read_table([split.folder.local / shard.file for shard in split.shards]).to_pylist()
+    return [(row["image"]["bytes"], row["label"]) for row in rows]
 
 
 @pytest.fixture(scope="module")
-def order(train: Split) -> Order:
-    return Order(seed=5, chunk_rows=train.chunk_rows, virtual_workers=4, micro_batch=3, window=32)
+def train_table(dataset: ShardSet) -> Table:
+    return table(dataset, TRAIN)
 
 
 @pytest.fixture(scope="module")
-def labels(train: Split) -> npt.NDArray[np.int64]:
-    """The label of every training row."""
-    table = pq.read_table([train.folder / shard.file for shard in train.shards])
-    return table["label"].to_numpy()
+def validation_table(dataset: ShardSet) -> Table:
+    return table(dataset, VALIDATION)
 
 
-def take(batches: Iterable[tuple[tf.Tensor, tf.Tensor]], count: int) -> list[Batch]:
-    return [(images.numpy(), numbers.numpy()) for images, numbers in islice(batches, count)]
+def take(batches: Iterable[Batch], count: int) -> list[Batch]:
+    return list(islice(batches, count))
 
 
 def all_equal(one: list[Batch], other: list[Batch]) -> bool:
-    pairs = zip(one, other, strict=True)
-    return all(np.array_equal(a, b) for x, y in pairs for a, b in zip(x, y, strict=True))
+    return all(
+        np.array_equal(x[0], y[0]) and np.array_equal(x[1], y[1])
+        for x, y in zip(one, other, strict=True)
+    )
+
+
+def plain(encoded: bytes) -> Pixels:
+    return resized(decode(encoded), SIZE, SIZE)
 
 
 def test_a_training_batch_is_the_micro_batches_of_a_rank(
-    train: Split, order: Order, labels: npt.NDArray[np.int64]
+    dataset: ShardSet, order: Order, train_table: Table
 ) -> None:
-    batches = take(training_batches(train, order, range(1, 4), PLAIN, 7), 3)
+    batches = take(training_batches(dataset, order, range(1, 4), PLAIN, 7), 3)
     for step, (images, numbers) in enumerate(batches, start=7):
         assert (images.dtype, numbers.dtype) == (np.uint8, np.int64)
         assert (images.shape, numbers.shape) == ((3, 3, SIZE, SIZE, 3), (3, 3))
-        rows = [order.rows(step, virtual_worker) for virtual_worker in (1, 2, 3)]
-        np.testing.assert_array_equal(numbers, labels[np.array(rows)])
+        for worker, (some, labels) in enumerate(zip(images, numbers, strict=True), start=1):
+            for row, image, label in zip(order.rows(step, worker), some, labels, strict=True):
+                assert label == train_table[row][1]
+                np.testing.assert_array_equal(image, plain(train_table[row][0]))
 
 
-def test_a_training_image_is_that_of_its_row(train: Split, order: Order) -> None:
-    reader = ChunkReader(train, capacity=2)
-    ((images, _),) = take(training_batches(train, order, range(2, 3), PLAIN, 3), 1)
-    encoded, _ = reader.rows(order.rows(3, 2))
-    for image, data in zip(images[0], encoded, strict=True):
-        np.testing.assert_array_equal(image, decode_and_resize(data, SIZE).numpy())
-
-
-@pytest.mark.parametrize("config", [PLAIN, CHANGED], ids=["plain", "augmented"])
+@CONFIGS
 def test_ranks_together_have_what_one_rank_has(
-    train: Split, order: Order, config: DataConfig
+    dataset: ShardSet, order: Order, config: DataConfig
 ) -> None:
-    alone = take(training_batches(train, order, range(4), config, 0), 4)
+    alone = take(training_batches(dataset, order, range(4), config, 0), 4)
     shares = [
-        take(training_batches(train, order, share(4, rank, 3), config, 0), 4) for rank in range(3)
+        take(training_batches(dataset, order, share(4, rank, 3), config, 0), 4) for rank in range(3)
     ]
     together = [
         (np.concatenate([x for x, _ in ranks]), np.concatenate([y for _, y in ranks]))
@@ -102,30 +118,22 @@ def test_ranks_together_have_what_one_rank_has(
 
 @pytest.mark.parametrize("first_step", [2, 118, 119])
 def test_starting_at_a_step_is_skipping_those_before(
-    train: Split, order: Order, first_step: int
+    dataset: ShardSet, order: Order, first_step: int
 ) -> None:
     assert order.steps_per_epoch == 119  # into the next epoch, too
     mine = range(3, 4)
-    from_the_start = take(training_batches(train, order, mine, CHANGED, 0), first_step + 3)
-    later = take(training_batches(train, order, mine, CHANGED, first_step), 3)
+    from_the_start = take(training_batches(dataset, order, mine, CHANGED, 0), first_step + 3)
+    later = take(training_batches(dataset, order, mine, CHANGED, first_step), 3)
     assert all_equal(from_the_start[first_step:], later)
 
 
-def test_changes_are_new_in_every_epoch_and_with_every_seed(train: Split) -> None:
-    """Every row of an epoch in one micro-batch, so that epochs have the same rows."""
-    few = replace(train.shards[0], row_groups=(6,))
+def test_changes_are_new_in_every_epoch_and_with_every_seed(dataset: ShardSet) -> None:
+    """The first six rows make an epoch of one micro-batch, so that epochs have the same rows."""
     order = Order(seed=1, chunk_rows=(6,), virtual_workers=1, micro_batch=6, window=6)
-
-    class FirstSix(Split):
-        def read_chunk(self, chunk: int) -> tuple[list[bytes], npt.NDArray[np.int64]]:
-            images, numbers = train.read_chunk(0)
-            return images[:6], numbers[:6]
-
-    split = FirstSix(name="few", folder=train.folder, shards=(few,))
 
     def images_by_row(seed: int, config: DataConfig, step: int) -> Pixels:
         seeded = replace(order, seed=seed)
-        ((images, _),) = take(training_batches(split, seeded, range(1), config, step), 1)
+        ((images, _),) = take(training_batches(dataset, seeded, range(1), config, step), 1)
         in_turn: Pixels = images[0][np.argsort(seeded.rows(step, 0))]
         return in_turn
 
@@ -135,177 +143,162 @@ def test_changes_are_new_in_every_epoch_and_with_every_seed(train: Split) -> Non
     np.testing.assert_array_equal(images_by_row(1, PLAIN, 0), images_by_row(2, PLAIN, 1))
 
 
+def test_what_a_row_becomes_does_not_depend_on_its_step(dataset: ShardSet) -> None:
+    """Only on seed, epoch and row: two orders of the same rows give the same pictures."""
+    found: list[dict[bytes, int]] = []
+    for window, workers in ((6, 1), (2, 3)):
+        order = Order(
+            seed=1, chunk_rows=(6,), virtual_workers=workers, micro_batch=2, window=window
+        )
+        batches = training_batches(dataset, order, range(workers), CHANGED, 0)
+        images = [
+            (int(row), image.tobytes())
+            for step, (some, _) in enumerate(take(batches, order.steps_per_epoch))
+            for worker, pair in enumerate(some)
+            for row, image in zip(order.rows(step, worker), pair, strict=True)
+        ]
+        found.append({image: row for row, image in images})
+    assert found[0] == found[1]
+    assert len(found[0]) == 6
+
+
 @pytest.mark.parametrize("world_size", [1, 3])
 @pytest.mark.parametrize("batch", [32, 359, 1000])
-def test_an_evaluation_has_every_row_once(validation: Split, world_size: int, batch: int) -> None:
-    table = pq.read_table(validation.folder / validation.shards[0].file)
+@CONFIGS
+def test_an_evaluation_has_every_row_once(
+    dataset: ShardSet,
+    validation_table: Table,
+    world_size: int,
+    batch: int,
+    config: DataConfig,
+) -> None:
     found: list[int] = []
     for rank in range(world_size):
-        rows = share(validation.rows, rank, world_size)
-        batches = take(evaluation_batches(validation, rows, PLAIN, batch), 10_000)
+        rows = share(len(validation_table), rank, world_size)
+        batches = take(evaluation_batches(dataset, VALIDATION, rows, config, batch), 10_000)
         sizes = [len(numbers) for _, numbers in batches]
         assert sizes[:-1] == [batch] * (len(sizes) - 1)
         for images, numbers in batches:
-            assert (images.dtype, images.shape[1:]) == (np.uint8, (SIZE, SIZE, 3))
+            assert images.dtype == np.uint8
+            assert images.shape[1:] == (config.evaluation_crops, SIZE, SIZE, 3)
             assert len(images) == len(numbers)
             found += numbers.tolist()
-    assert found == table["label"].to_pylist()
+    assert found == [label for _, label in validation_table]
 
 
-def test_an_evaluation_changes_no_image(validation: Split) -> None:
+def test_an_evaluation_changes_no_image(dataset: ShardSet, validation_table: Table) -> None:
     rows = range(250, 260)  # over the end of a chunk
-    plain, changed = (
-        take(evaluation_batches(validation, rows, config, 10), 2) for config in (PLAIN, CHANGED)
+    same, changed = (
+        take(evaluation_batches(dataset, VALIDATION, rows, config, 10), 2)
+        for config in (PLAIN, CHANGED)
     )
-    assert all_equal(plain, changed)
-    encoded, _ = ChunkReader(validation, capacity=1).rows(np.arange(250, 260))
-    for image, data in zip(plain[0][0], encoded, strict=True):
-        np.testing.assert_array_equal(image, decode_and_resize(data, SIZE).numpy())
+    assert all_equal(same, changed)
+    for (image,), (encoded, _) in zip(same[0][0], validation_table[250:260], strict=True):
+        np.testing.assert_array_equal(image, plain(encoded))
 
 
-def test_a_rank_without_rows_evaluates_nothing(validation: Split) -> None:
-    assert take(evaluation_batches(validation, range(0), PLAIN, 8), 1) == []
+def test_a_rank_without_rows_evaluates_nothing(dataset: ShardSet) -> None:
+    assert take(evaluation_batches(dataset, VALIDATION, range(0), PLAIN, 8), 1) == []
 
 
-def test_threads_change_nothing(train: Split, order: Order) -> None:
-    one, many = (
+@CONFIGS
+@pytest.mark.parametrize("change", [{"threads": 6}, {"read_ahead": 0}, {"read_ahead": 40}])
+def test_threads_and_reading_ahead_change_nothing(
+    dataset: ShardSet, order: Order, config: DataConfig, change: dict[str, int]
+) -> None:
+    one, other = (
         take(
             training_batches(
-                train, order, range(4), CHANGED.model_copy(update={"threads": threads}), 0
+                dataset, order, range(4), config.model_copy(update={"threads": 1, **more}), 0
             ),
-            3,
+            12,
         )
-        for threads in (1, 6)
+        for more in ({}, change)
     )
-    assert all_equal(one, many)
+    assert all_equal(one, other)
+
+
+def test_a_micro_batch_larger_than_a_thread_s_share_is_whole(
+    dataset: ShardSet, train_table: Table
+) -> None:
+    order = Order(
+        seed=5,
+        chunk_rows=dataset.splits[TRAIN].chunk_rows,
+        virtual_workers=2,
+        micro_batch=101,
+        window=300,
+    )
+    ((images, labels),) = take(training_batches(dataset, order, range(2), PLAIN, 0), 1)
+    rows = np.concatenate([order.rows(0, worker) for worker in range(2)])
+    assert labels.ravel().tolist() == [train_table[row][1] for row in rows]
+    for image, row in zip(images.reshape(202, SIZE, SIZE, 3), rows, strict=True):
+        np.testing.assert_array_equal(image, plain(train_table[row][0]))
+
+
+def threads_of_batches() -> set[threading.Thread]:
+    return {t for t in threading.enumerate() if t.name.startswith(("decode", "read"))}
+
+
+def some_batches(dataset: ShardSet, order: Order) -> list[Batches]:
+    rows = range(dataset.splits[VALIDATION].rows)
+    return [
+        training_batches(dataset, order, range(4), CHANGED, 0),
+        evaluation_batches(dataset, VALIDATION, rows, PLAIN, 8),
+    ]
+
+
+def test_who_takes_no_more_leaves_no_thread_behind(dataset: ShardSet, order: Order) -> None:
+    before = threads_of_batches()
+    for batches in some_batches(dataset, order):
+        with closing(iter(batches)) as iterator:  # type: ignore[type-var]
+            next(iterator)
+            assert threads_of_batches() > before
+        assert threads_of_batches() <= before
+
+
+def test_an_error_leaves_no_thread_behind(dataset: ShardSet, order: Order, tmp_path: Path) -> None:
+    before = threads_of_batches()
+    nowhere = replace(dataset.splits[TRAIN].folder, path=str(tmp_path))
+    splits = {name: replace(split, folder=nowhere) for name, split in dataset.splits.items()}
+    for batches in some_batches(replace(dataset, splits=splits), order):
+        with pytest.raises(DataError, match="row group"):
+            take(batches, 1)
+        assert threads_of_batches() <= before
 
 
 @pytest.mark.parametrize("capacity", [1, 2, 6])
-def test_a_reader_gives_any_rows_in_the_order_asked_for(train: Split, capacity: int) -> None:
-    table = pq.read_table(train.folder / train.shards[0].file)
-    rows = np.random.default_rng(0).permutation(train.rows)[:40]
-    images, numbers = ChunkReader(train, capacity).rows(rows)
-    assert images == [table["image"][int(row)]["bytes"].as_py() for row in rows]
-    assert numbers.tolist() == [table["label"][int(row)].as_py() for row in rows]
-
-
-def test_a_reader_reads_again_only_what_it_has_let_go(train: Split) -> None:
-    read: list[int] = []
-
-    class Counting(Split):
-        def read_chunk(self, chunk: int) -> tuple[list[bytes], npt.NDArray[np.int64]]:
-            read.append(chunk)
-            return train.read_chunk(chunk)
-
-    split = Counting(name="train", folder=train.folder, shards=train.shards)
-    reader = ChunkReader(split, capacity=2)
-    for row in (0, 1, 300, 2, 600, 3, 301):  # chunks 0 0 1 0 2 0 1
-        reader.rows(np.array([row]))
-    assert read == [0, 1, 2, 1]
-
-
-def test_a_damaged_shard_is_a_data_error_for_who_trains(digits: Path, tmp_path: Path) -> None:
-    split = ShardSet.open(digits).splits["validation"]
-    data = bytearray((digits / split.shards[0].file).read_bytes())
-    data[1000] ^= 1
-    (tmp_path / split.shards[0].file).write_bytes(data)
-    with pytest.raises(DataError, match="row group 0"):
-        take(evaluation_batches(replace(split, folder=tmp_path), range(8), PLAIN, 4), 1)
-
-
-def ramp() -> Pixels:
-    """As bright as its column number, and as green as its row number."""
-    x, y = np.meshgrid(np.arange(SIZE), np.arange(SIZE))
-    return np.stack([x, y, np.zeros_like(x)], axis=-1).astype(np.uint8)
-
-
-def png(pixels: Pixels) -> bytes:
-    buffer = BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-def test_an_image_of_the_right_size_keeps_its_pixels() -> None:
-    np.testing.assert_array_equal(decode_and_resize(png(ramp()), SIZE).numpy(), ramp())
-
-
-@pytest.mark.parametrize(("height", "width"), [(30, 120), (134, 67), (500, 20)])
-def test_other_sizes_are_stretched_to_the_square(height: int, width: int) -> None:
-    y, x = np.mgrid[0:height, 0:width]
-    pixels = np.stack([x * (200 / width), y * (200 / height), 0 * x], axis=-1).astype(np.uint8)
-    resized = decode_and_resize(png(pixels), SIZE).numpy().astype(float)
-    wanted = (np.arange(SIZE) + 0.5) * (200 / SIZE)
-    inner = slice(3, -3)
-    np.testing.assert_allclose(resized[:, inner, 0] - wanted[inner], 0, atol=6)
-    np.testing.assert_allclose(resized[inner, :, 1] - wanted[inner, None], 0, atol=6)
-
-
-def changed(config: AugmentConfig, image: Pixels, count: int = 48) -> list[Pixels]:
-    change: Callable[..., tf.Tensor] = tf.function(lambda seed: augment(image, config, seed))
-    return [change(tf.constant([7, row], tf.int64)).numpy() for row in range(count)]
-
-
-def test_nothing_configured_is_nothing_done() -> None:
-    noise = np.random.default_rng(0).integers(0, 256, (SIZE, SIZE, 3), np.uint8)
-    for image in changed(AugmentConfig(), noise, count=4):
-        np.testing.assert_array_equal(image, noise)
-
-
-@pytest.mark.parametrize(
-    ("horizontal", "vertical", "mirrors"),
-    [
-        (True, False, [(1, 1), (-1, 1)]),
-        (False, True, [(1, 1), (1, -1)]),
-        (True, True, [(1, 1), (-1, 1), (1, -1), (-1, -1)]),
-    ],
-)
-def test_flips_are_exact_and_evenly_drawn(
-    horizontal: bool, vertical: bool, mirrors: list[tuple[int, int]]
+def test_a_reader_gives_any_rows_in_the_order_asked_for(
+    dataset: ShardSet, train_table: Table, capacity: int
 ) -> None:
-    noise = np.random.default_rng(0).integers(0, 256, (SIZE, SIZE, 3), np.uint8)
-    config = AugmentConfig(horizontal_flip=horizontal, vertical_flip=vertical)
-    images = changed(config, noise, count=100)
-    counts = [sum(np.array_equal(i, noise[::y, ::x]) for i in images) for x, y in mirrors]
-    assert sum(counts) == 100
-    assert min(counts) >= 0.6 * 100 / len(mirrors)
+    reader = RowReader(dataset.splits[TRAIN], capacity)
+    with closing(reader):
+        for row in np.random.default_rng(0).permutation(len(train_table))[:40].tolist():
+            image, label = reader.row(row)
+            assert (bytes(image), label) == train_table[row]
 
 
-def test_a_shift_moves_both_axes_within_its_bound() -> None:
-    shifts = []
-    for image in changed(AugmentConfig(shift=0.1), ramp()):
-        moved = image.astype(float) - ramp()
-        inner = moved[8:-8, 8:-8]
-        assert np.ptp(inner[..., 0]) <= 1  # all pixels alike
-        assert np.ptp(inner[..., 1]) <= 1
-        shifts.append(inner.mean(axis=(0, 1))[:2])
-        assert image[..., 0].max() <= SIZE - 1  # edges repeat: no black border, no wrap
-        assert np.all(np.diff(image[..., 0].astype(int), axis=1) >= 0)
-    assert np.abs(shifts).max() <= 0.1 * SIZE + 1
-    assert np.ptp(shifts, axis=0).min() > 0.1 * SIZE  # spread over -6.7 to 6.7 on each axis
-    assert abs(np.corrcoef(np.transpose(shifts))[0, 1]) < 0.5  # the axes are drawn apart
+def test_a_reader_reads_again_only_what_it_has_let_go(dataset: ShardSet) -> None:
+    with closing(RowReader(dataset.splits[TRAIN], capacity=2)) as reader:
+        read = []
+        for row in (0, 1, 300, 2, 600, 3, 301):  # chunks 0 0 1 0 2 0 1
+            reader.row(row)
+            read.append(reader.chunks_read)
+    assert read == [1, 1, 2, 2, 3, 3, 4]
 
 
-def test_a_zoom_scales_around_the_middle() -> None:
-    scales = []
-    middle = (SIZE - 1) // 2
-    for image in changed(AugmentConfig(zoom=0.2), ramp()):
-        assert np.abs(image[middle, middle, :2].astype(int) - middle).max() <= 1
-        x = image[middle, :, 0].astype(float)
-        inner = slice(15, -15)
-        slope, _ = np.polyfit(np.arange(SIZE)[inner], x[inner], 1)
-        scales.append(slope)
-    assert min(scales) >= 0.8 - 0.05
-    assert max(scales) <= 1.2 + 0.05
-    assert np.ptp(scales) > 0.25
+def test_what_is_expected_is_read_once(dataset: ShardSet, train_table: Table) -> None:
+    with closing(RowReader(dataset.splits[TRAIN], capacity=3)) as reader:
+        reader.expect(np.array([5, 700, 6, 300]))
+        for row in (700, 5, 301, 6):
+            assert reader.row(row)[1] == train_table[row][1]
+        assert reader.chunks_read == 3
 
 
-def test_changes_keep_the_brightness() -> None:
-    smooth = np.full((SIZE, SIZE, 3), 100) + 2 * ramp()
-    images = changed(AugmentConfig(shift=0.05, zoom=0.05), smooth.astype(np.uint8), count=200)
-    assert np.mean(images) == pytest.approx(smooth.mean(), abs=0.2)
-
-
-def test_a_seed_repeats() -> None:
-    one, other = (changed(CHANGED.augment, ramp(), count=8) for _ in range(2))
-    np.testing.assert_array_equal(one, other)
-    assert len({image.tobytes() for image in one}) == 8
+@pytest.mark.parametrize(("row", "chunk"), [(0, 0), (255, 0), (256, 1), (1437, 5)])
+def test_a_row_is_named_by_file_row_group_and_place(
+    dataset: ShardSet, row: int, chunk: int
+) -> None:
+    split = dataset.splits[TRAIN]
+    with closing(RowReader(split, capacity=1)) as reader:
+        file = split.folder / split.shards[0].file
+        assert reader.name_of(row) == f"{file}: row group {chunk}, row {row - 256 * chunk}"

@@ -278,21 +278,3 @@ def test_nothing_but_the_set_is_left(image_tree: ImageTree, tmp_path: Path) -> N
     shards = {name for name in names if name.endswith(".parquet")}
     assert names == {"manifest.json", "rejected.csv", *shards}
     assert len(shards) == 4
-
-
-def test_another_source_or_size_does_not_go_on_where_one_was(
-    image_tree: ImageTree, tmp_path: Path
-) -> None:
-    """The size of the file is another, so its shard is written anew."""
-    root, out = image_tree(*CATS_AND_DOGS), tmp_path / "set"
-
-    def interrupt(done: int, of: int) -> None:
-        raise KeyboardInterrupt
-
-    for change in (lambda: None, lambda: image_tree(CATS_AND_DOGS[3], side=9)):
-        with pytest.raises(KeyboardInterrupt):
-            prepare(str(root), out, PrepareOptions(shard_rows=20), interrupt)
-        change()
-    prepare(str(root), out, PrepareOptions(shard_rows=20))
-    prepare(str(root), tmp_path / "whole", PrepareOptions(shard_rows=20))
-    assert contents(out) == contents(tmp_path / "whole")

@@ -30,7 +30,9 @@ class Fitter:
         """Write an image, changed at random, to `out`, uint8 [size, size, 3]."""
         augment, draw = self._config.augment, rng.uniform(-1.0, 1.0, DRAWS)
         if self._config.fit == "crop":
-            square = _crop(self._patch(encoded), self._size, *draw[0:2])
+            patch = self._patch(encoded)
+            places = len(patch) - self._size + 1
+            square = _crop(patch, self._size, *((draw[0:2] + 1) / 2 * places).astype(int))
         else:
             square = self._stretched(encoded)
         if augment.shift or augment.zoom:
@@ -57,11 +59,12 @@ class Fitter:
             return
         patch = self._patch(encoded)
         if len(out) == 1:
-            out[0] = _crop(patch, self._size, 0.0, 0.0)
+            out[0] = _centre(patch, self._size)
             return
-        corners = ((-1, -1), (-1, 1), (1, -1), (1, 1), (0, 0))
-        for view, (down, right) in enumerate(corners):
-            out[view] = _crop(patch, self._size, down, right)
+        end = len(patch) - self._size
+        places = ((0, 0), (0, end), (end, 0), (end, end), (end // 2, end // 2))
+        for view, (top, left) in enumerate(places):
+            out[view] = _crop(patch, self._size, top, left)
             cv2.flip(out[view], 1, out[view + 5])
 
     def _stretched(self, encoded: Encoded) -> Pixels:
@@ -71,8 +74,7 @@ class Fitter:
         """The centre square of the image, its shorter side resized to `resize`."""
         side = self._config.resize
         pixels = decode(encoded, at_least=side)
-        square = _crop(pixels, min(pixels.shape[:2]), 0.0, 0.0)
-        return resized(square, side, side)
+        return resized(_centre(pixels, min(pixels.shape[:2])), side, side)
 
 
 def shorter_side(pixels: Pixels, side: int) -> Pixels:
@@ -109,12 +111,14 @@ def principal_components(covariance: Sequence[Sequence[float]]) -> npt.NDArray[n
     return np.asarray(vectors * values * 255)
 
 
-def _crop(pixels: Pixels, size: int, down: float, right: float) -> Pixels:
-    """A view of `size` x `size`, placed from top (-1) to bottom (1) and from left to right."""
-    height, width, _ = pixels.shape
-    top = round((height - size) * (down + 1) / 2)
-    left = round((width - size) * (right + 1) / 2)
+def _crop(pixels: Pixels, size: int, top: int, left: int) -> Pixels:
+    """A view of `size` x `size`."""
     return pixels[top : top + size, left : left + size]
+
+
+def _centre(pixels: Pixels, size: int) -> Pixels:
+    height, width, _ = pixels.shape
+    return _crop(pixels, size, (height - size) // 2, (width - size) // 2)
 
 
 def _move(square: Pixels, config: AugmentConfig, draw: npt.NDArray[np.float64]) -> Pixels:
