@@ -26,7 +26,6 @@ class RankResult:
     first_step: int
     evaluation: dict[str, Any] | None
     phase_seconds: dict[str, float]
-    training_seconds: float
     weights_sha256: str
     wire_bytes_per_step: int
 

@@ -22,12 +22,13 @@ from cluster.config import JobConfig
 from cluster.errors import AttemptFailedError, NoResourcesError, StoppedError, one_line
 from cluster.history import History
 from cluster.lease import Lease
+from cluster.plan import check_room, plan_workers
 from cluster.rendezvous import Rendezvous
 from cluster.run_directory import RunDirectory
 from cluster.screen import Screen
 from cluster.stop import Stop
 from cluster.watch import Watch
-from cluster.workers import WorkerGroup, amounts
+from cluster.workers import WorkerGroup
 
 LONGEST_DELAY = 60.0  # seconds
 
@@ -51,46 +52,12 @@ def run_job(config: JobConfig, replace: bool, screen: Screen, stop: Stop) -> dic
         with _ray(screen, stop) as is_own:
             workers, gpus = plan_workers(config, ray.cluster_resources())
             if is_own:
-                _check_room(config, workers, gpus)
+                check_room(config, workers, gpus, ray.cluster_resources())
             with Lease(config.run_path) as lease:
                 job = Job(config, replace, directory, lease, history, stop, screen)
                 return job.run()
     except RayError as error:
         raise AlexnetError(f"Ray: {one_line(error)}") from error
-
-
-def plan_workers(config: JobConfig, resources: dict[str, float]) -> tuple[int, int]:
-    """Return the number of ranks and the GPUs of each, given what the cluster has now.
-
-    Raises:
-        ConfigError: more ranks than micro-batches.
-    """
-    gpus, wanted = int(resources.get("GPU", 0)), config.cluster
-    workers = _automatic(config, resources) if wanted.workers == "auto" else wanted.workers
-    config.check_workers(workers)
-    each = wanted.gpus_per_worker
-    return workers, int(gpus >= workers) if each == "auto" else each
-
-
-def _automatic(config: JobConfig, resources: dict[str, float]) -> int:
-    """As many ranks as there are GPUs for, or as there are CPUs for and `max_workers` allows."""
-    wanted, virtual = config.cluster, config.train.virtual_workers
-    each = 1 if wanted.gpus_per_worker == "auto" else wanted.gpus_per_worker
-    room = int(resources.get("GPU", 0)) // each if each else 0
-    cpus = int(resources.get("CPU", 0) // wanted.cpus_per_worker)
-    most = min(virtual, wanted.max_workers or (virtual if room else 2))
-    return max(wanted.min_workers, min(room or cpus, most))
-
-
-def _check_room(config: JobConfig, workers: int, gpus_per_worker: int) -> None:
-    """Raise ConfigError if a Ray of our own, which never grows, has no room for the ranks."""
-    each = {"CPU": config.cluster.cpus_per_worker, "GPU": float(gpus_per_worker)}
-    has = ray.cluster_resources()
-    if any(workers * amount > has.get(kind, 0) for kind, amount in each.items()):
-        raise ConfigError(
-            f"not enough resources: {workers} workers x {amounts(each)} asked for, this machine "
-            f"has {amounts(has)}"
-        )
 
 
 def _prepare_data(config: JobConfig, screen: Screen) -> None:

@@ -97,7 +97,6 @@ def _train(config: JobConfig, exchange: HorovodExchange, board: Board, desk: Pat
         stopped=stopped,
         evaluation=dict(evaluate.latest) if evaluate.latest else None,
         phase_seconds=phases.seconds,
-        training_seconds=phases.training_seconds,
         weights_sha256=state_sha256(weights),
         wire_bytes_per_step=exchange.wire_bytes("step"),
     )

@@ -7,7 +7,6 @@ import sys
 import time
 import traceback
 from collections import Counter
-from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +23,7 @@ from alexnet.errors import AlexnetError
 from cluster.board import Board, RankResult, Status
 from cluster.config import JobConfig
 from cluster.errors import AttemptFailedError, NoResourcesError, one_line
+from cluster.plan import amounts
 from cluster.rendezvous import Rendezvous, assign_ranks
 from cluster.stop import Stop
 
@@ -229,11 +229,6 @@ def _interface_of(address: str) -> str:
         if any(entry.address.split("%")[0] == address for entry in addresses):
             return name
     raise AlexnetError(f"no network interface of {socket.gethostname()} has the address {address}")
-
-
-def amounts(resources: Mapping[str, float]) -> str:
-    """Return CPUs and GPUs in words."""
-    return ", ".join(f"{resources.get(kind, 0):g} {kind}" for kind in ("CPU", "GPU"))
 
 
 def _log_to(path: Path) -> None:
