@@ -34,7 +34,7 @@ def who_imports(module: str) -> list[str]:
 def test_imports_are_seen() -> None:
     assert len(MODULES) > 20
     assert {"alexnet.exchange", "keras", "tensorflow"} <= imported("alexnet/step.py")
-    assert {"sklearn", "sklearn.datasets"} <= imported("alexnet/data/sources.py")  # in a function
+    assert {"sklearn", "sklearn.datasets"} <= imported("alexnet/data/known.py")  # in a function
 
 
 @pytest.mark.parametrize("module", ["ray", "horovod", "prometheus_client", "cluster"])
@@ -58,7 +58,9 @@ def test_a_dependency_has_its_one_file(module: str, files: list[str]) -> None:
     [
         ("alexnet/data/batches.py", "alexnet.model"),
         ("alexnet/data/batches.py", "alexnet.step"),
-        ("alexnet/data/batches.py", "keras"),
+        ("alexnet/data/batches.py", "alexnet.data.prepare"),
+        ("alexnet/data/prepare.py", "alexnet.data.known"),
+        ("alexnet/data/images.py", "alexnet.data.sources"),
         ("alexnet/checkpoint.py", "alexnet.trainer"),
         ("alexnet/checkpoint.py", "alexnet.step"),
         ("alexnet/checkpoint.py", "tensorflow"),
@@ -72,11 +74,19 @@ def test_a_part_does_not_know_another(file: str, module: str) -> None:
     assert module not in imported(file)
 
 
+@pytest.mark.parametrize("module", ["tensorflow", "keras"])
+def test_data_are_read_without_tensorflow(module: str) -> None:
+    """`known` asks Keras for CIFAR, in a function."""
+    files = [file for file in who_imports(module) if file.startswith("alexnet/data/")]
+    assert files == ([] if module == "tensorflow" else ["alexnet/data/known.py"])
+
+
 @pytest.mark.parametrize(
     "modules",
     [
         "alexnet.config, alexnet.errors, alexnet.schedule, alexnet.data.order",
         "alexnet.data.prepare, alexnet.data.shards, alexnet.checkpoint",
+        "alexnet.data.batches, alexnet.data.index, alexnet.data.known",
         "cluster.job, cluster.cli",
     ],
 )

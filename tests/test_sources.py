@@ -1,10 +1,14 @@
 import gzip
 import os
 import tarfile
+import time
+import zipfile
 import zlib
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 from pathlib import Path
+from random import Random
 
 import pytest
 
@@ -40,6 +44,14 @@ def pack(folder: Path, mode: str, under: str = ".") -> Path:
     path = folder.parent / f"{folder.name}.tar{mode.replace(':', '.').removeprefix('w')}"
     with tarfile.open(path, mode) as archive:  # type: ignore[call-overload]
         archive.add(folder, under)
+    return path
+
+
+def zipped(folder: Path, compression: int = zipfile.ZIP_DEFLATED) -> Path:
+    path = folder.parent / f"{folder.name}.zip"
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        for file in sorted(folder.rglob("*")):
+            archive.write(file, file.relative_to(folder))
     return path
 
 
@@ -103,6 +115,40 @@ def test_a_tar_is_the_folder_that_it_was_made_of(image_tree: ImageTree, mode: st
             assert tar.read(item) == folder.read(item) == (root / item.key).read_bytes()
 
 
+@pytest.mark.parametrize(
+    "compression",
+    [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA],
+)
+def test_a_zip_is_the_folder_that_it_was_made_of(image_tree: ImageTree, compression: int) -> None:
+    root = image_tree(*SPLIT_TREE)
+    path = zipped(root, compression)
+    with open_source(str(root), 0.1) as folder, open_source(str(path), 0.1) as archive:
+        assert archive.items == folder.items
+        for item in folder.items:
+            assert archive.read(item) == folder.read(item) == (root / item.key).read_bytes()
+
+
+@pytest.mark.parametrize("kind", ["folder", "tar", "zip"])
+def test_a_source_is_read_from_many_threads(image_tree: ImageTree, kind: str) -> None:
+    root = image_tree(*(f"{name}/{i}.png" for name in ("a", "b") for i in range(60)), side=32)
+    name = {"folder": root, "tar": pack(root, "w:gz"), "zip": zipped(root)}[kind]
+    with open_source(str(name), 0.2) as source, ThreadPoolExecutor(8) as pool:
+        read = list(pool.map(source.read, source.items * 3))
+        assert read == [(root / item.key).read_bytes() for item in source.items] * 3
+
+
+@pytest.mark.parametrize("top", ["BZ", "BZh91AY"])
+def test_a_plain_tar_may_begin_with_any_name(image_tree: ImageTree, top: str) -> None:
+    """With one, too, that begins as a compressed file does."""
+    names = [f"{top}/train/cats/1.png", f"{top}/val/cats/2.png"]
+    root = image_tree(*names)
+    path = root.parent / "named.tar"
+    with tarfile.open(path, "w") as archive:
+        for name in names:
+            archive.add(root / name, name)
+    assert {item.key for item in listed(path)} == set(names)
+
+
 def test_without_split_folders_a_share_is_held_out_for_good(image_tree: ImageTree) -> None:
     names = [f"{name}/{i}.png" for name in ("a", "b") for i in range(200)]
     root = image_tree(*names)
@@ -140,7 +186,7 @@ def test_what_is_no_dataset(image_tree: ImageTree, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "text").write_text("not an archive")
     assert "no such dataset" in refusal(tmp_path / "nothing-here")
-    assert "'digits'" in refusal(tmp_path / "nothing-here")
+    assert "digits, cifar10" in refusal(tmp_path / "nothing-here")
     assert "no images" in refusal(tmp_path / "empty")
     assert "neither a folder nor a tar" in refusal(tmp_path / "text")
     assert "no images" in refusal(image_tree("1.png", "2.png", root="flat"))
@@ -165,6 +211,15 @@ def test_a_tar_that_points_out_of_itself_is_refused(tmp_path: Path, member: str)
             info = tarfile.TarInfo(name)
             info.size = 4
             archive.addfile(info, BytesIO(b"data"))
+    assert f"member {member!r} points out" in refusal(path)
+
+
+@pytest.mark.parametrize("member", ["../a/1.png", "a/../../1.png", "/a/1.png"])
+def test_a_zip_that_points_out_of_itself_is_refused(tmp_path: Path, member: str) -> None:
+    path = tmp_path / "evil.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("a/0.png", b"data")
+        archive.writestr(member, b"data")
     assert f"member {member!r} points out" in refusal(path)
 
 
@@ -198,6 +253,72 @@ def test_a_flipped_byte_in_a_compressed_tar_is_found(image_tree: ImageTree) -> N
             assert gzip.decompress(path.read_bytes()) == plain  # one of two ways to say the same
         except (zlib.error, OSError, EOFError):
             assert "tar" in refusal(path)
+
+
+def test_damage_anywhere_in_an_archive_is_a_data_error(image_tree: ImageTree) -> None:
+    """Listing it is refused in one line, or what is read of it is, or it reads as it was."""
+    root = image_tree(*SPLIT_TREE)
+    random, refused = Random(3), Counter[str]()
+    archives = [pack(root, mode) for mode in ("w:", "w:gz", "w:bz2", "w:xz")]
+    for compression in (zipfile.ZIP_DEFLATED, zipfile.ZIP_LZMA, zipfile.ZIP_BZIP2):
+        archives.append(zipped(root, compression).rename(root.parent / f"{compression}.zip"))
+    for path in archives:
+        whole = path.read_bytes()
+        for _ in range(150):
+            damaged = bytearray(whole)
+            for _ in range(random.choice([1, 1, 5])):
+                damaged[random.randrange(len(whole))] = random.randrange(256)
+            path.write_bytes(damaged[: random.choice([len(whole), random.randrange(len(whole))])])
+            try:
+                with open_source(str(path), 0.1) as source:
+                    for item in source.items:
+                        assert isinstance(source.read(item), bytes)
+            except (DataError, OSError) as error:
+                assert len(str(error).splitlines()) == 1
+                refused[path.name] += 1
+    assert min(refused.values()) > 50
+    assert len(refused) == len(archives)
+
+
+def test_an_encrypted_zip_is_told(image_tree: ImageTree) -> None:
+    path = zipped(image_tree(*SPLIT_TREE))
+    data = bytearray(path.read_bytes())
+    with zipfile.ZipFile(path) as archive:
+        for member in archive.infolist():
+            data[member.header_offset + 6] |= 1  # the flag in the local header
+    at = data.index(b"PK\1\2")
+    while at >= 0:
+        data[at + 8] |= 1  # and in the directory
+        at = data.find(b"PK\1\2", at + 1)
+    path.write_bytes(data)
+    with open_source(str(path), 0.1) as source, pytest.raises(DataError, match="encrypted"):
+        source.read(source.items[0])
+
+
+def test_loops_of_links_are_not_walked(image_tree: ImageTree) -> None:
+    root = image_tree("train/a/1.png", "train/a/2.png", "val/a/3.png")
+    (root / "train/a/up").symlink_to("..")
+    (root / "train/a/itself.png").symlink_to("itself.png")  # listed, and fails when it is read
+    (root / "further").symlink_to("/")  # leads to the folder that it is in
+    names = {"train/a/1.png", "train/a/2.png", "val/a/3.png", "train/a/itself.png"}
+    assert {item.key for item in listed(root)} == names
+
+
+def test_folders_that_lead_to_each_other_are_walked_once_each(image_tree: ImageTree) -> None:
+    names = [f"{name}/{i}.png" for name in "abcdef" for i in range(2)]
+    root = image_tree(*names)
+    for one in "abc":
+        for other in "abc".replace(one, ""):
+            (root / one / f"to-{other}").symlink_to(root / other)
+    begin = time.monotonic()
+    items = listed(root, 0.5)
+    assert time.monotonic() - begin < 5
+    assert len(items) == 12 + 3 * (2 + 2) * 2  # each of three, then each other, then the third
+
+
+@pytest.mark.parametrize("name", ["a\nb/1.png", "a/1\r2.png", "val\u2028/1.png"])
+def test_a_name_of_several_lines_is_told_in_one(image_tree: ImageTree, name: str) -> None:
+    assert "has a line break" in refusal(image_tree(name, "c/1.png"))
 
 
 def test_a_name_that_is_not_utf8_is_told(image_tree: ImageTree) -> None:
