@@ -20,6 +20,7 @@ from cluster.workers import RankFailure, WorkerGroup
 
 POLL_SECONDS = 0.25
 PEER_GRACE_SECONDS = 2.0
+BAD_ROWS_TOLD = 10  # on the screen; all are counted
 SCORES = ("top1", "top5", "loss", "images")
 
 
@@ -120,7 +121,8 @@ class Watch:
                 self._history.evaluation = {name: record[name] for name in SCORES}
             self._history.checkpoint_failures += record["kind"] == "checkpoint_failure"
             self._history.rows_skipped += record["kind"] == "bad_row"
-            self._screen.record(record)
+            if record["kind"] != "bad_row" or self._history.rows_skipped <= BAD_ROWS_TOLD:
+                self._screen.record(record)
 
     def _account(self, step: int, phase_seconds: dict[str, float]) -> None:
         if not self._training.began:

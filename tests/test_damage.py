@@ -150,7 +150,7 @@ def test_skipped_rows_are_replaced_the_same_at_any_number_of_ranks(
     damaged: Path, digits: Path
 ) -> None:
     alone, skipped = epoch(damaged, SKIP)
-    assert 3 <= skipped <= 4  # row 300 asks for 301 first
+    assert skipped == 3
     for ranks in (2, 3):
         assert epoch(damaged, SKIP, ranks) == (alone, skipped)
     whole, none = epoch(digits, PLAIN)
@@ -198,4 +198,4 @@ def test_one_chunk_that_cannot_be_read_is_replaced(image_tree: ImageTree, tmp_pa
     labels = np.array([labels for _, labels in islice(batches, 3)]).ravel()
     assert len(labels) == 180
     assert set(labels.tolist()) == {0, 1}
-    assert len(skipped) >= 60
+    assert len(skipped) == 60

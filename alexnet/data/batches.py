@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from itertools import chain
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -28,6 +28,7 @@ from alexnet.errors import DataError
 
 Labels = npt.NDArray[np.int64]
 Batch = tuple[Pixels, Labels]
+Problems = dict[int, str]  # why rows were left out
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +45,14 @@ class _Job:
     epoch: int = 0
 
 
-class BadRows:
+class _Filled(NamedTuple):
+    """What became of a row."""
+
+    label: int
+    problem: str | None = None  # why it was left out
+
+
+class _BadRows:
     """What is done about rows that cannot be used: the run fails, or others take their places."""
 
     def __init__(self, config: DataConfig, rows: int, tell: Callable[[str], None]) -> None:
@@ -56,7 +64,7 @@ class BadRows:
         self._seen: set[int] = set()
 
     def skip(self, row: int, reason: str) -> None:
-        """Take note of a bad row.
+        """Take note of a row that was left out.
 
         Raises:
             DataError: none is tolerated, or these are too many.
@@ -72,6 +80,13 @@ class BadRows:
             )
 
 
+class _Started(NamedTuple):
+    """A batch in the making."""
+
+    batch: Batch
+    tasks: list[Future[Problems]]
+
+
 class Batches:
     """An iterator over batches, made by threads ahead of being asked for."""
 
@@ -79,13 +94,15 @@ class Batches:
         self,
         jobs: Iterable[_Job],
         reader: RowReader,
-        fill: Callable[[int, int, Pixels], int],
+        bad_rows: _BadRows,
+        fill: Callable[[int, int, Pixels], _Filled],
         image_shape: tuple[int, ...],
         config: DataConfig,
     ) -> None:
-        """Make a batch a job; `fill(row, epoch, out)` writes one image and returns its label."""
+        """Make a batch a job; `fill(row, epoch, out)` writes one image."""
         self._jobs = iter(jobs)
         self._reader = reader
+        self._bad_rows = bad_rows
         self._fill = fill
         self._image_shape = image_shape
         self._threads = config.threads or len(os.sched_getaffinity(0))
@@ -99,7 +116,7 @@ class Batches:
         """
         cv2.setNumThreads(0)  # the threads are these
         expected: deque[_Job] = deque()
-        started: deque[tuple[Batch, list[Future[None]]]] = deque()
+        started: deque[_Started] = deque()
         pool = ThreadPoolExecutor(self._threads, thread_name_prefix="decode")
         try:
             while True:
@@ -112,7 +129,8 @@ class Batches:
                     return
                 batch, tasks = started.popleft()
                 for task in tasks:
-                    task.result()
+                    for row, problem in task.result().items():
+                        self._bad_rows.skip(row, problem)
                 yield _without_gaps(*batch)
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
@@ -125,12 +143,12 @@ class Batches:
                 return
             yield job
 
-    def _idle(self, started: deque[tuple[Batch, list[Future[None]]]]) -> bool:
+    def _idle(self, started: deque[_Started]) -> bool:
         """Whether the threads would run out of work before the next batch is asked for."""
         waiting = sum(not task.done() for _, tasks in started for task in tasks)
         return len(started) < 2 or (waiting < 2 * self._threads and len(started) < MOST_STARTED)
 
-    def _start(self, job: _Job, pool: ThreadPoolExecutor) -> tuple[Batch, list[Future[None]]]:
+    def _start(self, job: _Job, pool: ThreadPoolExecutor) -> _Started:
         images = np.empty((*job.rows.shape, *self._image_shape), np.uint8)
         labels = np.empty(job.rows.shape, np.int64)
         rows, flat = job.rows.ravel(), images.reshape(-1, *self._image_shape)
@@ -138,11 +156,15 @@ class Batches:
             pool.submit(self._fill_some, rows[some], job.epoch, flat[some], labels.ravel()[some])
             for some in _slices(len(rows))
         ]
-        return (images, labels), tasks
+        return _Started((images, labels), tasks)
 
-    def _fill_some(self, rows: Rows, epoch: int, images: Pixels, labels: Labels) -> None:
+    def _fill_some(self, rows: Rows, epoch: int, images: Pixels, labels: Labels) -> Problems:
+        problems: Problems = {}
         for at, row in enumerate(rows.tolist()):
-            labels[at] = self._fill(row, epoch, images[at])
+            labels[at], problem = self._fill(row, epoch, images[at])
+            if problem:
+                problems[row] = problem
+        return problems
 
 
 def training_batches(
@@ -157,13 +179,13 @@ def training_batches(
 
     Each is (images uint8 [k, micro_batch, size, size, 3], labels int64 [k, micro_batch]) for the k
     virtual workers of the rank. What a row becomes depends on (seed, epoch, row) alone. A bad row's
-    place is taken by the next good one, the same at any number of ranks; `on_bad_row` is told, from
-    the thread that found it.
+    place is taken by the next good one of its chunk, the same at any number of ranks, and
+    `on_bad_row` is told.
     """
     split = dataset.splits[TRAIN]
     stream_rows = 2 * config.window + (config.read_ahead + MOST_STARTED) * order.micro_batch
     reader = RowReader(split, len(virtual_workers) * _chunks_of(split, stream_rows))
-    bad_rows = BadRows(config, split.rows, on_bad_row)
+    bad_rows = _BadRows(config, split.rows, on_bad_row)
     fitter = Fitter(config, dataset.covariance)
 
     def jobs() -> Iterator[_Job]:
@@ -173,20 +195,20 @@ def training_batches(
             yield _Job(rows=rows, epoch=order.epoch_of(step))
             step += 1
 
-    def fill(row: int, epoch: int, out: Pixels) -> int:
-        for candidate in chain(range(row, split.rows), range(row)):
+    def fill(row: int, epoch: int, out: Pixels) -> _Filled:
+        problem = None
+        for candidate in reader.in_place_of(row):
             rng = np.random.Generator(np.random.Philox(key=[(order.seed << 32) + epoch, row]))
             try:
                 encoded, label = reader.row(candidate)
                 _apply(partial(fitter.train, encoded, rng, out), reader, candidate)
+                return _Filled(label, problem)
             except BadRowError as error:
-                bad_rows.skip(candidate, str(error))
-            else:
-                return label
-        raise DataError(f"{split.folder}: no good row is left")
+                problem = problem or str(error)
+        raise DataError(f"{problem}; and no good row is left")
 
     size = config.image_size
-    return Batches(jobs(), reader, fill, (size, size, 3), config)
+    return Batches(jobs(), reader, bad_rows, fill, (size, size, 3), config)
 
 
 def evaluation_batches(
@@ -203,24 +225,23 @@ def evaluation_batches(
     """
     split = dataset.splits[name]
     reader = RowReader(split, _chunks_of(split, (config.read_ahead + MOST_STARTED) * batch))
-    bad_rows = BadRows(config, split.rows, on_bad_row)
+    bad_rows = _BadRows(config, split.rows, on_bad_row)
     fitter = Fitter(config, dataset.covariance)
     jobs = (
         _Job(rows=np.arange(at, min(at + batch, rows.stop)))
         for at in range(rows.start, rows.stop, batch)
     )
 
-    def fill(row: int, epoch: int, out: Pixels) -> int:
+    def fill(row: int, epoch: int, out: Pixels) -> _Filled:
         try:
             encoded, label = reader.row(row)
             _apply(partial(fitter.evaluate, encoded, out), reader, row)
+            return _Filled(label)
         except BadRowError as error:
-            bad_rows.skip(row, str(error))
-            return NO_LABEL
-        return label
+            return _Filled(NO_LABEL, str(error))
 
     size = config.image_size
-    return Batches(jobs, reader, fill, (config.evaluation_crops, size, size, 3), config)
+    return Batches(jobs, reader, bad_rows, fill, (config.evaluation_crops, size, size, 3), config)
 
 
 def _apply(fit: Callable[[], None], reader: RowReader, row: int) -> None:

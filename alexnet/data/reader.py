@@ -3,6 +3,7 @@
 import bisect
 import threading
 from collections import OrderedDict
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import accumulate
 
@@ -48,6 +49,15 @@ class RowReader:
         if image is None:
             raise BadRowError(f"{self.name_of(row)}: {chunk.bad[within]}")
         return image, int(chunk.labels[within])
+
+    def in_place_of(self, row: int) -> Iterator[int]:
+        """Yield `row`, and then all others: those of its chunk first, then chunk after chunk."""
+        own, chunks = self._chunk_of(row), len(self._first_rows) - 1
+        within = row - self._first_rows[own]
+        for chunk in (*range(own, chunks), *range(own)):
+            first, end = self._first_rows[chunk : chunk + 2]
+            for step in range(end - first):
+                yield first + (within + step) % (end - first)
 
     def name_of(self, row: int) -> str:
         """Say where a row is, for people."""
