@@ -13,6 +13,10 @@ class NoResourcesError(AttemptFailedError):
     exit_code = EXIT_CONFIG
 
 
+class ReplanError(AlexnetError):
+    """The cluster is no longer what the group was planned for, before it could start."""
+
+
 class StoppedError(AlexnetError):
     """Somebody asked for an end, and there was nothing left to wait for."""
 

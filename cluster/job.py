@@ -19,10 +19,16 @@ from alexnet.errors import AlexnetError, ConfigError
 from cluster import summary
 from cluster.board import RankResult
 from cluster.config import JobConfig
-from cluster.errors import AttemptFailedError, NoResourcesError, StoppedError, one_line
+from cluster.errors import (
+    AttemptFailedError,
+    NoResourcesError,
+    ReplanError,
+    StoppedError,
+    one_line,
+)
 from cluster.history import History
 from cluster.lease import Lease
-from cluster.plan import check_room, plan_workers
+from cluster.plan import Plan, plan_workers
 from cluster.rendezvous import Rendezvous
 from cluster.run_directory import RunDirectory
 from cluster.screen import Screen
@@ -50,9 +56,9 @@ def run_job(config: JobConfig, replace: bool, screen: Screen, stop: Stop) -> dic
         _prepare_data(config, screen)
     try:
         with _ray(screen, stop) as is_own:
-            workers, gpus = plan_workers(config, ray.cluster_resources())
+            plan = plan_workers(config, ray.cluster_resources())
             if is_own:
-                check_room(config, workers, gpus, ray.cluster_resources())
+                plan.check_fits(ray.cluster_resources())
             with Lease(config.run_path) as lease:
                 job = Job(config, replace, directory, lease, history, stop, screen)
                 return job.run()
@@ -126,7 +132,7 @@ class Job:
         self._stop = stop
         self._screen = screen
         self._trains = False
-        self._had_room = False
+        self._gpus: int | None = None  # of a rank, once there has been room
 
     def run(self) -> dict[str, Any]:
         """Train, and leave a summary."""
@@ -162,10 +168,14 @@ class Job:
             before = history.furthest
             try:
                 return self._attempt()
+            except ReplanError as change:
+                history.attempts -= 1
+                self._screen.say(str(change))
+                continue
             except AttemptFailedError as failure:
                 if self._stop.wanted:
                     raise StoppedError(str(failure)) from failure
-                if isinstance(failure, NoResourcesError) and not self._had_room:
+                if isinstance(failure, NoResourcesError) and self._gpus is None:
                     raise
                 barren = barren + 1 if history.furthest == before else 0
                 if history.attempts > limits.max_restarts or barren == 2:
@@ -176,11 +186,11 @@ class Job:
 
     def _attempt(self) -> RankResult:
         """Start a group as large as there is room for now, and follow it to its end."""
-        config, history = self._config, self._history
-        history.workers, gpus = plan_workers(config, ray.cluster_resources())
-        self._screen.start(config, history.workers, gpus)
-        with WorkerGroup(config, history.workers, gpus, self._stop) as group:
-            self._had_room = True
+        config, history, plan = self._config, self._history, self._plan()
+        history.workers = plan.workers
+        self._screen.start(config, plan)
+        with WorkerGroup(config, plan, self._stop, self._plan) as group:
+            self._gpus = plan.gpus_per_worker
             if self._replace:
                 self._directory.clear()
                 self._replace = False
@@ -190,6 +200,9 @@ class Job:
                     config, group, self._lease, self._stop, self._screen, history, self._begin
                 )
                 return watch.until_done(group.train(rendezvous, desk))
+
+    def _plan(self) -> Plan:
+        return plan_workers(self._config, ray.cluster_resources(), self._gpus)
 
     def _begin(self) -> None:
         if not self._trains:

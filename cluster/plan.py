@@ -1,44 +1,63 @@
 """How many ranks, given the settings and what a cluster has at the moment."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from alexnet.errors import ConfigError
-from cluster.config import JobConfig
+from cluster.config import Auto, JobConfig
 
 
-def plan_workers(config: JobConfig, resources: Mapping[str, float]) -> tuple[int, int]:
-    """Return the number of ranks and the GPUs of each, given what the cluster has now.
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """How many ranks, and what each of them is given."""
+
+    workers: int
+    cpus_per_worker: float
+    gpus_per_worker: int
+
+    def __str__(self) -> str:
+        return f"{self.workers} workers x {amounts(self.bundle)}"
+
+    @property
+    def bundle(self) -> dict[str, float]:
+        """What Ray sets aside for a rank."""
+        gpus = {"GPU": float(self.gpus_per_worker)} if self.gpus_per_worker else {}
+        return {"CPU": self.cpus_per_worker, **gpus}
+
+    def check_fits(self, has: Mapping[str, float]) -> None:
+        """Raise ConfigError if a machine that has no more than `has` has no room."""
+        if any(self.workers * amount > has.get(kind, 0) for kind, amount in self.bundle.items()):
+            raise ConfigError(
+                f"not enough resources: {self} asked for, this machine has {amounts(has)}"
+            )
+
+
+def plan_workers(
+    config: JobConfig, has: Mapping[str, float], gpus_before: int | None = None
+) -> Plan:
+    """Return how many ranks, given what the cluster `has` now.
+
+    A run that has had `gpus_before` GPUs a rank waits for GPUs and does not go on without.
 
     Raises:
         ConfigError: more ranks than micro-batches.
     """
-    gpus, wanted = int(resources.get("GPU", 0)), config.cluster
-    workers = _automatic(config, resources) if wanted.workers == "auto" else wanted.workers
+    wanted = config.cluster
+    each = wanted.gpus_per_worker if gpus_before is None else gpus_before
+    workers = _automatic(config, has, each) if wanted.workers == "auto" else wanted.workers
     config.check_workers(workers)
-    each = wanted.gpus_per_worker
-    return workers, int(gpus >= workers) if each == "auto" else each
+    gpus = int(has.get("GPU", 0) >= workers) if each == "auto" else each
+    return Plan(workers=workers, cpus_per_worker=wanted.cpus_per_worker, gpus_per_worker=gpus)
 
 
-def _automatic(config: JobConfig, resources: Mapping[str, float]) -> int:
+def _automatic(config: JobConfig, has: Mapping[str, float], gpus_each: Auto | int) -> int:
     """As many ranks as there are GPUs for, or as there are CPUs for and `max_workers` allows."""
     wanted, virtual = config.cluster, config.train.virtual_workers
-    each = 1 if wanted.gpus_per_worker == "auto" else wanted.gpus_per_worker
-    room = int(resources.get("GPU", 0)) // each if each else 0
-    cpus = int(resources.get("CPU", 0) // wanted.cpus_per_worker)
-    most = min(virtual, wanted.max_workers or (virtual if room else 2))
-    return max(wanted.min_workers, min(room or cpus, most))
-
-
-def check_room(
-    config: JobConfig, workers: int, gpus_per_worker: int, has: Mapping[str, float]
-) -> None:
-    """Raise ConfigError if one machine, which never grows, has no room for the ranks."""
-    each = {"CPU": config.cluster.cpus_per_worker, "GPU": float(gpus_per_worker)}
-    if any(workers * amount > has.get(kind, 0) for kind, amount in each.items()):
-        raise ConfigError(
-            f"not enough resources: {workers} workers x {amounts(each)} asked for, this machine "
-            f"has {amounts(has)}"
-        )
+    by_gpu = int(has.get("GPU", 0) // (1 if gpus_each == "auto" else max(1, gpus_each)))
+    by_cpu = int(has.get("CPU", 0) // wanted.cpus_per_worker)
+    uses_gpus = by_gpu > 0 if gpus_each == "auto" else gpus_each > 0
+    room, most = (by_gpu, virtual) if uses_gpus else (by_cpu, 2)
+    return max(wanted.min_workers, min(room, wanted.max_workers or most, virtual))
 
 
 def amounts(resources: Mapping[str, float]) -> str:

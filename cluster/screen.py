@@ -5,6 +5,7 @@ from typing import Any
 from rich.console import Console
 
 from cluster.config import JobConfig
+from cluster.plan import Plan
 
 
 class Screen:
@@ -18,12 +19,12 @@ class Screen:
         """Print one line."""
         self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
-    def start(self, config: JobConfig, workers: int, gpus_per_worker: int) -> None:
+    def start(self, config: JobConfig, plan: Plan) -> None:
         """Say what is about to run."""
-        device = f"{gpus_per_worker} GPU" if gpus_per_worker else "CPU"
+        device = f"{plan.gpus_per_worker} GPU" if plan.gpus_per_worker else "CPU"
         train = config.train
         self.say(
-            f"run {config.run_dir}: {workers} Horovod workers ({device}), global batch "
+            f"run {config.run_dir}: {plan.workers} Horovod workers ({device}), global batch "
             f"{train.global_batch} = {train.virtual_workers} micro-batches of {train.micro_batch}"
         )
 

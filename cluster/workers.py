@@ -7,6 +7,7 @@ import sys
 import time
 import traceback
 from collections import Counter
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,8 +23,8 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from alexnet.errors import AlexnetError
 from cluster.board import Board, RankResult, Status
 from cluster.config import JobConfig
-from cluster.errors import AttemptFailedError, NoResourcesError, one_line
-from cluster.plan import amounts
+from cluster.errors import AttemptFailedError, NoResourcesError, ReplanError, one_line
+from cluster.plan import Plan, amounts
 from cluster.rendezvous import Rendezvous, assign_ranks
 from cluster.stop import Stop
 
@@ -101,16 +102,20 @@ class Worker:
 class WorkerGroup:
     """`workers` processes in a placement group. Leaving the context ends every one of them."""
 
-    def __init__(self, config: JobConfig, workers: int, gpus_per_worker: int, stop: Stop) -> None:
-        """Reserve the resources; processes start on entering, unless `stop` is wanted before."""
+    def __init__(
+        self, config: JobConfig, plan: Plan, stop: Stop, replan: Callable[[], Plan]
+    ) -> None:
+        """Reserve the resources; processes start on entering.
+
+        Unless `stop` is wanted before, or `replan` comes to another plan.
+        """
         self._config = config
+        self._plan = plan
         self._stop = stop
+        self._replan = replan
         self._timeout = config.cluster.start_timeout
-        self._bundle = {"CPU": config.cluster.cpus_per_worker}
-        if gpus_per_worker:
-            self._bundle["GPU"] = gpus_per_worker
         self._workers: list[Any] = []
-        self._reserved = placement_group([self._bundle] * workers, strategy="PACK")
+        self._reserved = placement_group([plan.bundle] * plan.workers, strategy="PACK")
 
     def __enter__(self) -> "WorkerGroup":
         try:
@@ -169,7 +174,7 @@ class WorkerGroup:
 
     def _start(self) -> None:
         self._await_room()
-        workers = [self._worker(index) for index in range(len(self._reserved.bundle_specs))]
+        workers = [self._worker(index) for index in range(self._plan.workers)]
         self._workers = workers
         places = self._await_places()
         # Node by node, so that ranks are numbered as Horovod expects.
@@ -178,17 +183,15 @@ class WorkerGroup:
         self._workers = [worker for _, worker in ordered]
         self.slots = assign_ranks(Counter(place.address for place in self._places))
 
-    @property
-    def _needed(self) -> str:
-        return f"{len(self._reserved.bundle_specs)} workers x {amounts(self._bundle)}"
-
     def _await_room(self) -> None:
         deadline = time.monotonic() + self._timeout
         while not self._reserved.wait(ROOM_SECONDS):
             self._stop.check()
+            if self._replan() != self._plan:
+                raise ReplanError(f"no room for {self._plan} any more")
             if time.monotonic() > deadline:
                 raise NoResourcesError(
-                    f"not enough resources: {self._needed} asked for, the cluster has "
+                    f"not enough resources: {self._plan} asked for, the cluster has "
                     f"{amounts(ray.cluster_resources())}; waited {self._timeout:.0f} s"
                 )
 
@@ -198,9 +201,7 @@ class WorkerGroup:
         while ray.wait(asked, num_returns=len(asked), timeout=POLL_SECONDS)[1]:
             self._stop.check()
             if time.monotonic() > deadline:
-                raise AttemptFailedError(
-                    f"{self._needed} did not start within {self._timeout:.0f} s"
-                )
+                raise AttemptFailedError(f"{self._plan} did not start within {self._timeout:.0f} s")
         places: list[Place] = ray.get(asked, timeout=self._timeout)
         return places
 
@@ -208,8 +209,8 @@ class WorkerGroup:
         strategy = PlacementGroupSchedulingStrategy(self._reserved, bundle)
         actor = ray.remote(max_restarts=0, concurrency_groups={"control": 2})(Worker)
         return actor.options(
-            num_cpus=self._bundle["CPU"],
-            num_gpus=self._bundle.get("GPU", 0),
+            num_cpus=self._plan.cpus_per_worker,
+            num_gpus=self._plan.gpus_per_worker,
             scheduling_strategy=strategy,
         ).remote()
 

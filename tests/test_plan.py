@@ -4,7 +4,7 @@ import pytest
 
 from alexnet.errors import ConfigError
 from cluster.config import JobConfig
-from cluster.plan import check_room, plan_workers
+from cluster.plan import Plan, plan_workers
 
 
 def config(**cluster: Any) -> JobConfig:
@@ -24,6 +24,7 @@ def config(**cluster: Any) -> JobConfig:
         ({"workers": 5}, {"CPU": 64, "GPU": 4}, (5, 0)),
         ({"workers": 5, "gpus_per_worker": 2}, {"CPU": 64, "GPU": 4}, (5, 2)),  # waits for them
         ({"gpus_per_worker": 2}, {"CPU": 64, "GPU": 9}, (4, 2)),
+        ({"gpus_per_worker": 2}, {"CPU": 64}, (1, 2)),
         ({"gpus_per_worker": 0}, {"CPU": 64, "GPU": 9}, (2, 0)),
         ({"max_workers": 3}, {"CPU": 64}, (3, 0)),
         ({"max_workers": 3}, {"CPU": 2}, (2, 0)),  # shrinks to the room there is
@@ -39,7 +40,8 @@ def config(**cluster: Any) -> JobConfig:
 def test_as_many_ranks_as_there_is_room_for(
     cluster: dict[str, Any], resources: dict[str, float], expected: tuple[int, int]
 ) -> None:
-    assert plan_workers(config(**cluster), resources) == expected
+    plan = plan_workers(config(**cluster), resources)
+    assert (plan.workers, plan.gpus_per_worker) == expected
 
 
 @pytest.mark.parametrize("cluster", [{"workers": 9}, {"workers": 0}, {"min_workers": 9}])
@@ -49,10 +51,20 @@ def test_a_number_of_ranks_that_cannot_share_the_batch_is_refused(cluster: dict[
 
 
 def test_what_never_fits_one_machine_is_refused() -> None:
-    check_room(config(), 4, 1, {"CPU": 4, "GPU": 4})
+    has = {"CPU": 4, "GPU": 4}
+    for workers, gpus in ((4, 1), (4, 0), (2, 2)):
+        Plan(workers=workers, cpus_per_worker=1, gpus_per_worker=gpus).check_fits(has)
     for workers, gpus in ((5, 0), (4, 2)):
         with pytest.raises(ConfigError, match=f"{workers} workers x 1 CPU, {gpus} GPU asked for"):
-            check_room(config(), workers, gpus, {"CPU": 4, "GPU": 4})
+            Plan(workers=workers, cpus_per_worker=1, gpus_per_worker=gpus).check_fits(has)
+
+
+def test_a_run_that_has_had_gpus_does_not_go_on_without() -> None:
+    for cluster, expected in (({"workers": 4}, 4), ({}, 1), ({"min_workers": 2}, 2)):
+        plan = plan_workers(config(**cluster), {"CPU": 64}, gpus_before=1)
+        assert (plan.workers, plan.gpus_per_worker) == (expected, 1)
+    plan = plan_workers(config(), {"CPU": 64, "GPU": 8}, gpus_before=0)
+    assert (plan.workers, plan.gpus_per_worker) == (2, 0)
 
 
 @pytest.mark.parametrize(
