@@ -244,6 +244,16 @@ def test_a_cut_tar_packed_whole_is_damaged(image_tree: ImageTree, tmp_path: Path
     assert "damaged" in refusal(path)
 
 
+def test_a_damaged_header_does_not_end_a_tar_in_silence(image_tree: ImageTree) -> None:
+    path = pack(image_tree(*SPLIT_TREE), "w:")
+    whole = path.read_bytes()
+    with tarfile.open(path) as archive:
+        headers = [member.offset for member in archive.getmembers()]
+    for at in headers[1:]:
+        path.write_bytes(whole[: at + 3] + b"?" + whole[at + 4 :])  # in the name
+        assert "damaged" in refusal(path)
+
+
 def test_a_flipped_byte_in_a_compressed_tar_is_found(image_tree: ImageTree) -> None:
     path = pack(image_tree(*SPLIT_TREE), "w:gz")
     whole, plain = path.read_bytes(), gzip.decompress(path.read_bytes())

@@ -85,10 +85,10 @@ def _synthetic(name: str) -> Source:
         images, classes, side = (*map(int, name.split(":")[1:]), *(10, 320)[name.count(":") - 1 :])
     except ValueError:
         images = classes = side = 0
-    if not (classes >= 1 and images >= 10 * classes and 8 <= side <= 4096):
+    if not (classes >= 1 and 10 * classes <= images <= 10**8 and 8 <= side <= 4096):
         raise DataError(
-            f"{name}: expected synthetic:IMAGES[:CLASSES[:SIDE]] with at least 10 images a class "
-            "and a side of 8 to 4096 pixels"
+            f"{name}: expected synthetic:IMAGES[:CLASSES[:SIDE]] with at least 10 images a class, "
+            "at most 100 million in all, and a side of 8 to 4096 pixels"
         )
     items = tuple(
         Item(

@@ -205,6 +205,9 @@ def tar_members(path: Path, offset: int = 0, origin: str = "") -> list[tarfile.T
         file.seek(offset)
         with tarfile.open(fileobj=file, mode="r:") as archive:
             members = [member for member in archive.getmembers() if member.name != "."]
+            file.seek(archive.offset)  # where `tarfile` found no further header
+            if file.read(tarfile.BLOCKSIZE).strip(b"\0"):
+                raise tarfile.ReadError(f"byte {archive.offset} begins no member")
     _refuse_escape(origin or str(path), (member.name for member in members))
     return members
 
