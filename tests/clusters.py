@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
+
 ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
 
@@ -64,6 +66,28 @@ def ray_cluster(cpus: int, folder: Path) -> Iterator[RayCluster]:
         finally:
             head.send_signal(signal.SIGTERM)
             head.wait(timeout=60)
+
+
+@contextmanager
+def ray_node(cluster: RayCluster, cpus: int, folder: Path) -> Iterator[psutil.Process]:
+    """Add a node with `cpus` CPUs; yields its raylet."""
+    command = [str(BIN / "ray"), "start", f"--address={cluster.address}", "--block"]
+    command += [f"--num-cpus={cpus}", "--node-ip-address=127.0.0.1"]
+    environment = cluster.environment()
+    del environment["RAY_ADDRESS"]
+
+    def raylets() -> list[psutil.Process]:
+        children = psutil.Process(node.pid).children(recursive=True)
+        return [process for process in children if process.name() == "raylet"]
+
+    with (folder / "node.log").open("w") as log:
+        node = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+        try:
+            wait_until(raylets, 60, "the second raylet")
+            yield raylets()[0]
+        finally:
+            node.send_signal(signal.SIGTERM)
+            node.wait(timeout=60)
 
 
 def start(

@@ -42,6 +42,10 @@ def write_images(folder: Path, *classes: str, count: int = 12) -> Path:
         (["data.path={set}", "train.global_batch=50"], 2, "not a multiple of micro_batch 32"),
         (["data.path={set}", "data.image_size=66"], 2, "greater than or equal to 67"),
         (["nonsense"], 2, "expected key=value"),
+        (["=3"], 2, "override '=3': expected key=value"),
+        (["train.=3"], 2, "override 'train.=3': expected key=value"),
+        (["cluster.gpus_per_worker=-1"], 2, "cluster.gpus_per_worker"),
+        (["cluster.max_workers=1", "cluster.min_workers=2"], 2, "less than min_workers 2"),
     ],
 )
 def test_bad_settings(
@@ -60,6 +64,25 @@ def test_no_config(tmp_path: Path) -> None:
     result = alexnet("train", str(tmp_path / "none.yaml"))
     assert (result.returncode, len(result.stderr.splitlines())) == (2, 1)
     assert "none.yaml: cannot read the config" in result.stderr
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_debug_shows_a_traceback_wherever_it_stands(tmp_path: Path, before: bool) -> None:
+    command = ["train", str(tmp_path / "none.yaml")]
+    result = alexnet(*(["--debug", *command] if before else [*command, "--debug"]))
+    assert result.returncode == 2
+    assert "Traceback" in result.stderr
+    assert "none.yaml: cannot read the config" in result.stderr.splitlines()[-1]
+
+
+def test_a_stop_while_data_are_prepared(tmp_path: Path) -> None:
+    log, run = tmp_path / "log", tmp_path / "run"
+    driver = start(["train", SMOKE, f"data.path={tmp_path / 'set'}", f"run_dir={run}"], {}, log)
+    wait_until(lambda: "preparing digits" in log.read_text(), 60, "the preparation")
+    driver.send_signal(signal.SIGTERM)
+    assert driver.wait(timeout=30) == 75, log.read_text()
+    assert "run it again" in log.read_text().splitlines()[-1]
+    assert not run.exists()
 
 
 def test_print_config_is_what_a_run_would_use(tmp_path: Path) -> None:

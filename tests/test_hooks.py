@@ -6,6 +6,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, cast
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -13,7 +14,7 @@ import tensorflow as tf
 from alexnet.checkpoint import BackgroundWriter, read, take_over
 from alexnet.config import OptimizerConfig
 from alexnet.errors import AlexnetError, BadNumbersError
-from alexnet.evaluation import Evaluation
+from alexnet.evaluation import Evaluation, Evaluator
 from alexnet.hooks import Evaluate, LogLines, SaveCheckpoints, StopAtBadNumbers, TensorBoard
 from alexnet.optimizer import Momentum
 from alexnet.step import StepResult
@@ -103,6 +104,18 @@ def evaluated_at(every: int, last: int, stopped: bool) -> list[int]:
     drive(hook, range(1, last + 1), stopped)
     assert hook.latest == SCORE
     return told
+
+
+def test_an_evaluation_tells_that_it_goes_on() -> None:
+    model = keras.Sequential([keras.Input([2, 2, 3]), keras.layers.Flatten()])
+    batch = tf.zeros([3, 1, 2, 2, 3], tf.uint8), tf.zeros([3], tf.int64)
+    signs: list[str] = []
+    evaluator = Evaluator(model, lambda: [batch] * 4, lambda sums: sums)
+    hook = Evaluate(evaluator, 1, Phases(), [], on_batch=lambda: signs.append("goes on"))
+    hook.on_state(1)
+    assert signs == ["goes on"] * 4
+    assert hook.latest is not None
+    assert hook.latest["images"] == 12
 
 
 def test_an_evaluation_s_time_is_its_own_phase() -> None:

@@ -19,7 +19,16 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from alexnet.checkpoint import newest
-from tests.clusters import BIN, ROOT, RayCluster, free_ports, ray_cluster, start, wait_until
+from tests.clusters import (
+    BIN,
+    ROOT,
+    RayCluster,
+    free_ports,
+    ray_cluster,
+    ray_node,
+    start,
+    wait_until,
+)
 
 pytestmark = pytest.mark.ray
 
@@ -148,22 +157,32 @@ def submitted(
     job = Job(tmp_path_factory.mktemp("submitted"), digits, cluster)
     command = [*SUBMIT, "--address", job.cluster.dashboard, "--working-dir", str(ROOT), "--"]
     command += ["python", "-m", "cluster", "train", str(job.config), *FLOAT32]
-    environment = job.cluster.environment()
-    with job.log.open("wb") as output:
-        running = subprocess.Popen(command, env=environment, stdout=output, stderr=output)
+    running = submit(job, command)
     scraped = []
     for step in (2, 6):
-        wait_until(
-            partial(lambda at: job.reached(at) or running.poll() is not None, step),
-            120,
-            f"{step} steps",
-        )
+        wait_until(partial(has_reached_or_ended, job, step, running), 120, f"{step} steps")
         assert running.poll() is None, job.output
         scraped.append([scrape(job.port), scrape(job.port + 1)])
     rival = Job(job.folder, digits, cluster, log="rival")
     refused = rival.train("--replace"), rival.output
     assert running.wait(timeout=300) == 0, job.output
     return job, scraped, refused
+
+
+def submit(job: Job, command: list[str]) -> "subprocess.Popen[bytes]":
+    """Submit, again for as long as a cluster has only just started."""
+    environment = job.cluster.environment()
+    while True:
+        with job.log.open("wb") as output:
+            running = subprocess.Popen(command, env=environment, stdout=output, stderr=output)
+        wait_until(partial(has_reached_or_ended, job, 1, running), 120, "a step")
+        if "No available agent" not in job.output:
+            return running
+        time.sleep(1)
+
+
+def has_reached_or_ended(job: Job, step: int, running: "subprocess.Popen[bytes]") -> bool:
+    return job.reached(step) or running.poll() is not None
 
 
 def test_submitted_job_trains_and_serves_metrics(submitted: Submitted) -> None:
@@ -330,3 +349,21 @@ def test_frozen_rank_is_noticed_and_replaced(job: Job, unbroken: dict[str, Any])
     assert driver.wait(timeout=300) == 0, job.output
     assert "no progress for 40 s" in job.output
     assert job.summary["weights_sha256"] == unbroken["weights_sha256"]
+
+
+@pytest.mark.slow
+def test_a_lost_node_is_done_without(
+    tmp_path: Path, digits: Path, unbroken: dict[str, Any]
+) -> None:
+    with ray_cluster(2, tmp_path) as small:
+        job = Job(tmp_path, digits, small)
+        auto = ("cluster.workers=auto", "cluster.max_workers=3")
+        with ray_node(small, 1, tmp_path) as raylet:
+            driver = job.start(*auto)
+            wait_until(lambda: job.reached(6), 120, "six steps")
+            raylet.kill()
+            assert driver.wait(timeout=300) == 0, job.output
+        workers = re.findall(r"(\d) Horovod workers", job.output)
+        assert (workers[0], workers[-1]) == ("3", "2")
+        assert job.summary["world_size"] == 2
+        assert job.summary["weights_sha256"] == unbroken["weights_sha256"]

@@ -84,3 +84,13 @@ def test_exact_sums_give_the_same_bits_at_any_number_of_ranks(
         for world_size in (1, 2, 3)
     ]
     assert len({tuple(of_rank) for ranks in runs for of_rank in ranks.hashes}) == 1
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"), [(1, "the state of rank 1 of 3 is not"), (9, "equal")]
+)
+def test_a_replica_that_has_changed_is_named_on_every_rank(changed: int, said: str) -> None:
+    outputs = run_ranks(3, "replicas.py", [str(changed)])
+    assert all(said in output for output in outputs)
+    if changed < 3:
+        assert all("step 2: " in o and "equal after 1 steps" in o for o in outputs)
