@@ -28,15 +28,16 @@ class Fitter:
 
     def train(self, encoded: Encoded, rng: np.random.Generator, out: Pixels) -> None:
         """Write an image, changed at random, to `out`, uint8 [size, size, 3]."""
-        augment, draw = self._config.augment, rng.uniform(-1.0, 1.0, DRAWS)
+        augment, draw = self._config.augment, rng.uniform(-1.0, 1.0, DRAWS).tolist()
         if self._config.fit == "crop":
             patch = self._patch(encoded)
             places = len(patch) - self._size + 1
-            square = _crop(patch, self._size, *((draw[0:2] + 1) / 2 * places).astype(int))
+            top, left = (int((d + 1) / 2 * places) for d in draw[0:2])
+            square = _crop(patch, self._size, top, left)
         else:
             square = self._stretched(encoded)
         if augment.shift or augment.zoom:
-            square = _move(square, augment, draw[2:6])
+            square = _move(square, augment, np.array(draw[2:6]))
         _flip(
             square,
             augment.horizontal_flip and draw[6] < 0,

@@ -2,6 +2,7 @@
 
 import io
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import pairwise
 from typing import Protocol
 
@@ -90,14 +91,20 @@ def read_row_group(
 
 def _open(path: Location, file: File, group: RowGroup, cache: RangeCache | None) -> pq.ParquetFile:
     if path.is_local:
-        size = path.local.stat().st_size
-        if size != file.bytes:
-            raise ValueError(f"the file has {size} bytes, the manifest says {file.bytes}")
-        return pq.ParquetFile(path.local)
+        stat = path.local.stat()
+        if stat.st_size != file.bytes:
+            raise ValueError(f"the file has {stat.st_size} bytes, the manifest says {file.bytes}")
+        return pq.ParquetFile(path.path, metadata=_metadata(path.path, stat.st_mtime_ns))
     footer = _fetch(path, file, file.footer, file.bytes - file.footer, cache)
     metadata = pq.read_metadata(pa.BufferReader(b"PAR1" + footer))
     rows = _fetch(path, file, group.offset, group.bytes, cache)
     return pq.ParquetFile(_Part(rows, group.offset, file.bytes), metadata=metadata)
+
+
+@lru_cache(maxsize=64)
+def _metadata(path: str, changed: int) -> pq.FileMetaData:
+    """The footer of a local file that was last `changed` then."""
+    return pq.read_metadata(path)
 
 
 def _columns_of(
