@@ -80,10 +80,11 @@ def ray_node(cluster: RayCluster, cpus: int, folder: Path) -> Iterator[psutil.Pr
         children = psutil.Process(node.pid).children(recursive=True)
         return [process for process in children if process.name() == "raylet"]
 
-    with (folder / "node.log").open("w") as log:
+    output = folder / "node.log"
+    with output.open("w") as log:
         node = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
         try:
-            wait_until(raylets, 60, "the second raylet")
+            wait_until(lambda: "runtime started" in output.read_text(), 60, "the second raylet")
             yield raylets()[0]
         finally:
             node.send_signal(signal.SIGTERM)
