@@ -143,7 +143,7 @@ def test_a_plain_tar_may_begin_with_any_name(image_tree: ImageTree, top: str) ->
     names = [f"{top}/train/cats/1.png", f"{top}/val/cats/2.png"]
     root = image_tree(*names)
     path = root.parent / "named.tar"
-    with tarfile.open(path, "w") as archive:
+    with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as archive:
         for name in names:
             archive.add(root / name, name)
     assert {item.key for item in listed(path)} == set(names)
