@@ -36,6 +36,7 @@ class Board:
 
     stop: threading.Event = field(default_factory=threading.Event)
     phase_seconds: Mapping[str, float] = field(default_factory=dict)  # that the trainer adds to
+    wall_seconds: Mapping[str, float] = field(default_factory=dict)  # as the driver has told
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _step: int | None = None
     _bad_rows: int = 0

@@ -3,7 +3,7 @@
 import logging
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 os.environ.setdefault("RAY_AUTH_MODE", "token")  # before Ray reads it
@@ -223,4 +223,7 @@ class Job:
         not_begun = isinstance(error, ConfigError | NoResourcesError | StoppedError)
         if self._lease.held and (self._trains or not not_begun):
             self._history.skipped_steps = self._directory.skipped_steps()
-            self._directory.end(summary.failed(self._config, self._history, error))
+            reached = self._directory.before.get("steps", 0)
+            self._history.furthest = max(self._history.furthest, reached)
+            with suppress(OSError):  # the error itself says more
+                self._directory.end(summary.failed(self._config, self._history, error))

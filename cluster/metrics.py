@@ -1,12 +1,14 @@
 """Prometheus: one registry and one HTTP port a rank."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
 
 from alexnet.evaluation import Evaluation
 from alexnet.trainer import PHASES, Hook, Phases, StepEvent
+from cluster.history import SPENT_ON
 
 log = logging.getLogger(__name__)
 
@@ -68,6 +70,21 @@ class Metrics(Hook):
             self._saved_time = gauge(
                 "checkpoint_timestamp_seconds", "When the last checkpoint was written, Unix time."
             )
+
+    def tell_wall_seconds(self, spent: Callable[[], Mapping[str, float]]) -> None:
+        """Report, as rank 0, what the driver says that the launch's time was spent on."""
+        seconds = Gauge(
+            "alexnet_wall_seconds",
+            "Time of the launch so far, by what it was spent on.",
+            ("spent_on",),
+            registry=self.registry,
+        )
+
+        def spent_on(kind: str) -> float:
+            return spent().get(kind, 0.0)
+
+        for kind in SPENT_ON:
+            seconds.labels(kind).set_function(partial(spent_on, kind))
 
     def serve(self, host: str, port: int) -> None:
         """Answer scrapes on `host:port`. A port in use costs the figures, never the run."""

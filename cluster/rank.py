@@ -128,6 +128,8 @@ def _observers(
     """Hooks without collective calls, so that ranks may have different ones."""
     images = len(task.share) * config.train.micro_batch
     metrics = Metrics(exchange.rank, exchange.world_size, images, phases, lambda: board.bad_rows)
+    if exchange.rank == 0:
+        metrics.tell_wall_seconds(lambda: board.wall_seconds)
     if config.cluster.metrics_port:
         port = config.cluster.metrics_port + int(os.environ["HOROVOD_LOCAL_RANK"])
         metrics.serve(config.cluster.metrics_host, port)

@@ -109,7 +109,7 @@ class Watch:
         raise AttemptFailedError(failures[0].message)
 
     def _relay(self) -> None:
-        for rank, status in self._group.look().items():
+        for rank, status in self._group.look(self._history.ledger.seconds).items():
             self._progress_at[rank] = time.monotonic() - status.idle_seconds
             if rank == 0 and status.step is not None:
                 self._account(status.step, status.phase_seconds)

@@ -89,8 +89,9 @@ class Worker:
             )
 
     @ray.method(concurrency_group="control")
-    def look(self) -> Status:
-        """Tell how training goes."""
+    def look(self, wall_seconds: dict[str, float]) -> Status:
+        """Tell how training goes, and take what the launch's time was spent on so far."""
+        self._board.wall_seconds = wall_seconds
         return self._board.look()
 
     @ray.method(concurrency_group="control")
@@ -156,9 +157,12 @@ class WorkerGroup:
     def _on_one_node(self) -> bool:
         return {place.address for place in self._places} == {ray.util.get_node_ip_address()}
 
-    def look(self) -> dict[int, Status]:
-        """Return the status, by rank, of those that answer within a moment."""
-        asked = [worker.look.remote() for worker in self._workers]
+    def look(self, wall_seconds: dict[str, float]) -> dict[int, Status]:
+        """Return the status, by rank, of those that answer within a moment.
+
+        `wall_seconds` is for their metrics.
+        """
+        asked = [worker.look.remote(wall_seconds) for worker in self._workers]
         ready, _ = ray.wait(asked, num_returns=len(asked), timeout=LOOK_SECONDS)
         statuses = {}
         for rank, reference in enumerate(asked):

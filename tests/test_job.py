@@ -201,6 +201,7 @@ def test_submitted_job_trains_and_serves_metrics(submitted: Submitted) -> None:
         assert ("alexnet_loss_nats" in after) == (rank == 0)
         assert ("alexnet_checkpoint_failures_total" in after) == (rank == 0)
     assert later[0]["alexnet_checkpoint_step"] >= 4
+    assert later[0]["alexnet_wall_seconds('spent_on', 'start_up')"] > 0
     assert job.summary["status"] == "completed"
     assert job.summary["eval"]["images"] == 359
 
@@ -216,8 +217,8 @@ def test_every_second_is_accounted_for(submitted: Submitted) -> None:
     spent, took = job.summary["wall_seconds"], job.summary["phase_seconds"]
     started, ended = (datetime.fromisoformat(job.summary[k]) for k in ("started_at", "ended_at"))
     assert sum(spent.values()) == pytest.approx((ended - started).total_seconds(), abs=2)
-    assert spent["productive"] == pytest.approx(took["compute"], abs=0.1)
-    assert spent["evaluation"] == pytest.approx(took["eval"], abs=0.1)
+    assert spent["productive"] == pytest.approx(took["compute"], abs=1)
+    assert spent["evaluation"] == pytest.approx(took["eval"], abs=1)
     assert spent["start_up"] > 5
     assert spent["replay"] == spent["detection"] == 0
 
