@@ -110,6 +110,13 @@ def test_what_cannot_be_decoded_is_left_out_counted_and_listed(
     assert sorted(rows) == sorted([name, reason] for name, (_, reason) in damaged.items())
 
 
+def test_a_pipe_is_not_waited_for(image_tree: ImageTree, tmp_path: Path) -> None:
+    root = image_tree(*CATS_AND_DOGS)
+    os.mkfifo(root / "dogs/pipe.jpg")
+    prepare(str(root), tmp_path / "set")
+    assert rejected_rows(tmp_path / "set")[1:] == [["dogs/pipe.jpg", "not a regular file"]]
+
+
 def test_too_much_that_cannot_be_decoded_makes_no_set(
     image_tree: ImageTree, tmp_path: Path
 ) -> None:

@@ -81,7 +81,9 @@ def read_row_group(
     """
     try:
         with _open(path, file, group, cache) as parquet:
-            table = parquet.read_row_group(group.index, columns=[columns.image, columns.label])
+            table = parquet.read_row_group(
+                group.index, columns=[columns.image, columns.label], use_threads=False
+            )
         return _columns_of(table, group, columns, classes)
     except FileNotFoundError:
         raise DataError("the file is missing") from None

@@ -198,7 +198,11 @@ class ShardSet:
 def load_shard(tree: dict[str, Any]) -> Shard:
     """Return a shard as the manifest has it."""
     groups = tuple(RowGroup(**group) for group in tree["row_groups"])
-    return Shard(**{**tree, "row_groups": groups})
+    shard = Shard(**{**tree, "row_groups": groups})
+    rows, checksums = sum(group.rows for group in groups), sum(map(len, shard.row_checksums))
+    if rows != checksums:
+        raise ValueError(f"{shard.file}: {rows} rows, but {checksums} row checksums")
+    return shard
 
 
 def row_checksum(image: Encoded, label: int) -> int:

@@ -160,12 +160,13 @@ def _local_folder(root: Path) -> Files:
                 sizes[(here / leaf).as_posix()] = (root / here / leaf).stat().st_size
             except OSError:  # a link to nowhere, or to itself: it fails when it is read
                 sizes[(here / leaf).as_posix()] = 0
-    return Files(
-        origin=str(root),
-        sizes=sizes,
-        folders=tuple(folders),
-        read=lambda path: (root / path).read_bytes(),
-    )
+
+    def read(path: str) -> bytes:
+        if (root / path).exists() and not (root / path).is_file():
+            raise DataError("not a regular file")  # a pipe would be waited for
+        return (root / path).read_bytes()
+
+    return Files(origin=str(root), sizes=sizes, folders=tuple(folders), read=read)
 
 
 def _far_folder(name: str, place: Location, sizes: dict[str, int]) -> Files:

@@ -221,7 +221,7 @@ class RangeCache:
             data = path.read_bytes()
             os.utime(path)
             return data
-        except FileNotFoundError:
+        except OSError:  # mostly because it is not here
             data = fetch()
         try:
             self._keep(path, data)
