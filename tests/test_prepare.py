@@ -1,5 +1,6 @@
 import csv
 import hashlib
+import os
 import shutil
 import tarfile
 from io import BytesIO
