@@ -1,5 +1,6 @@
 """What happens around the steps: evaluation, checkpoints, and records of how it goes."""
 
+import logging
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -12,6 +13,8 @@ from alexnet.errors import AlexnetError, BadNumbersError
 from alexnet.evaluation import Evaluation, Evaluator
 from alexnet.exchange import Exchange
 from alexnet.trainer import Hook, Phases, StepEvent
+
+log = logging.getLogger(__name__)
 
 
 class StopAtBadNumbers(Hook):
@@ -213,10 +216,15 @@ class TensorBoard:
         self._writer = tf.summary.create_file_writer(str(folder))
 
     def __call__(self, record: dict[str, Any]) -> None:
-        """Write one record."""
+        """Write one record. A disk that is full costs the curves, never the run."""
         group = {"step": "train", "evaluation": "validation"}.get(record["kind"])
-        if group is None:
-            return
+        try:
+            if group:
+                self._write(group, record)
+        except tf.errors.OpError as error:
+            log.error("TensorBoard: a record is lost: %s", error.message.splitlines()[0])
+
+    def _write(self, group: str, record: dict[str, Any]) -> None:
         with self._writer.as_default(step=record["step"]):
             for name, value in record.items():
                 if isinstance(value, float):

@@ -19,11 +19,17 @@ class JsonLines:
         partial = path.with_name(f".{path.name}.partial")
         partial.write_text("".join(kept))
         partial.replace(path)
-        self._file = path.open("a", buffering=1)
+        self._file = path.open("ab", buffering=0)
+        self._broken = False  # the last line has no end
 
     def __call__(self, record: dict[str, Any]) -> None:
-        """Append one record."""
-        self._file.write(json.dumps({**record, "time": round(time.time(), 3)}) + "\n")
+        """Append one record. A disk that is full costs the record, never the run."""
+        line = json.dumps({**record, "time": round(time.time(), 3)}) + "\n"
+        text = ("\n" * self._broken + line).encode()
+        try:
+            self._broken = self._file.write(text) < len(text)
+        except OSError as error:
+            log.error("%s: a record is lost: %s", self._file.name, error.strerror)
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:

@@ -1,7 +1,5 @@
 import json
-import resource
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Collection
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, cast
@@ -19,6 +17,7 @@ from alexnet.hooks import Evaluate, LogLines, SaveCheckpoints, StopAtBadNumbers,
 from alexnet.optimizer import Momentum
 from alexnet.step import StepResult
 from alexnet.trainer import Hook, Phases, StepEvent
+from tests.disks import full_disk
 
 SCORE: Evaluation = {"top1": 0.5, "top5": 0.9, "loss": 1.25, "images": 359}
 
@@ -188,17 +187,6 @@ def test_a_checkpoint_is_of_the_moment_though_training_goes_on(tmp_path: Path) -
         assert (state["x"][0, 0], state["v"][0, 0]) == (x, v)
 
 
-@contextmanager
-def full_disk() -> Iterator[None]:
-    """No file of this process can grow beyond a few bytes."""
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (16, limits[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-
-
 class Saving:
     """A hook that saves every step, three failures in a row being too many."""
 
@@ -303,6 +291,14 @@ def test_tensorboard_gets_the_numbers_by_step(tmp_path: Path) -> None:
         ("validation/top5", 20): pytest.approx(0.9),
         ("validation/loss", 20): 1.25,
     }
+
+
+def test_a_full_disk_does_not_end_a_run_for_its_curves(tmp_path: Path) -> None:
+    sink = TensorBoard(tmp_path)
+    with full_disk():
+        for step in (1, 2):
+            sink({"kind": "step", "step": step, "loss": 0.5})
+    sink({"kind": "step", "step": 3, "loss": 0.5})
 
 
 def test_log_lines_of_a_run_grow_by_step_and_are_json() -> None:

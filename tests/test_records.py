@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from alexnet.records import JsonLines, read_records
+from tests.disks import full_disk
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
@@ -61,3 +62,14 @@ def test_a_file_is_replaced_as_a_whole(tmp_path: Path) -> None:
     assert path.stat().st_ino != before
     assert lines(path) == [{"step": 1}]
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_full_disk_costs_records_and_not_the_run(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    sink = JsonLines(path, restored_step=0)
+    sink({"step": 1})
+    with full_disk(path.stat().st_size + 5):
+        sink({"step": 2})
+        sink({"step": 3})
+    sink({"step": 4})
+    assert [record["step"] for record in read_records(path)] == [1, 4]
