@@ -1,0 +1,87 @@
+"""The file of results that a benchmark leaves, and the table that it prints of it."""
+
+import json
+import os
+import platform
+import subprocess
+import time
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+FOLDER = ROOT / "benchmarks" / "results"
+
+
+def row(
+    name: str,
+    unit: str,
+    samples: list[float],
+    goal: float | None = None,
+    direction: str = "min",
+) -> dict[str, Any]:
+    """Return a row whose value is the samples' median.
+
+    `direction` says which bound the goal is: `min`, the least that will do, or `max`.
+    """
+    value = median(samples)
+    reached = goal is None or (value >= goal if direction == "min" else value <= goal)
+    return {
+        "name": name,
+        "value": value,
+        "unit": unit,
+        "goal": goal,
+        "direction": direction,
+        "ok": reached,
+        "samples": samples,
+    }
+
+
+def write(suite: str, rows: list[dict[str, Any]], **more: Any) -> Path:
+    """Write `results/SUITE.json` and return its path."""
+    tree = {
+        "suite": suite,
+        "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "commit": commit(),
+        "machine": machine(),
+        "rows": rows,
+        **more,
+    }
+    FOLDER.mkdir(exist_ok=True)
+    path = FOLDER / f"{suite}.json"
+    path.write_text(json.dumps(tree, indent=1) + "\n")
+    return path
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Return the rows for people: value, spread and goal."""
+    lines = []
+    for line in rows:
+        spread = f"{min(line['samples']):.4g} .. {max(line['samples']):.4g}"
+        bound = {"min": ">=", "max": "<="}[line["direction"]]
+        goal = "" if line["goal"] is None else f"{bound} {line['goal']:g}"
+        verdict = "" if line["goal"] is None else ("ok" if line["ok"] else "MISSED")
+        value = f"{line['value']:.4g}"
+        lines.append(f"{line['name']:38}{value:>8} {line['unit']:15}{spread:22}{goal:10}{verdict}")
+    return "\n".join(lines)
+
+
+def commit() -> str:
+    """Return the commit that is checked out, with `-dirty` if files differ from it."""
+    command = ["git", "describe", "--always", "--exclude=*", "--abbrev=40", "--dirty"]
+    found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    return found.stdout.strip() or "unknown"
+
+
+def machine() -> str:
+    """Return processor, cores, memory and software, but no name."""
+    cpus = [
+        line.split(":")[1].strip()
+        for line in Path("/proc/cpuinfo").read_text().splitlines()
+        if line.startswith("model name")
+    ]
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    return (
+        f"{os.cpu_count()} x {(cpus or [platform.machine()])[0]}, {memory:.0f} GiB, "
+        f"{platform.system()} {platform.release()}, Python {platform.python_version()}"
+    )
