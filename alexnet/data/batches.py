@@ -6,6 +6,7 @@ in C and C++ off Python's lock. Images stay uint8 until they are on the device.
 
 import logging
 import os
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -36,6 +37,7 @@ log = logging.getLogger(__name__)
 TASK_ROWS = 32  # images that a thread decodes at a stretch
 MOST_STARTED = 8  # batches in the making
 NO_LABEL = -1
+FREE = 3  # references to an array that only `_Memory` holds, while it looks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +90,22 @@ class _Started(NamedTuple):
     tasks: list[Future[Problems]]
 
 
+class _Memory:
+    """Arrays for batches, used again once nobody else holds them: fresh memory costs a copy."""
+
+    def __init__(self) -> None:
+        self._arrays: list[Pixels] = []
+
+    def array(self, shape: tuple[int, ...]) -> Pixels:
+        """Return an uninitialised array."""
+        for array in self._arrays:
+            if array.shape == shape and sys.getrefcount(array) == FREE:
+                return array
+        self._arrays = [a for a in self._arrays if sys.getrefcount(a) > FREE]
+        self._arrays.append(np.empty(shape, np.uint8))
+        return self._arrays[-1]
+
+
 class Batches:
     """An iterator over batches, made by threads ahead of being asked for."""
 
@@ -108,6 +126,7 @@ class Batches:
         self._image_shape = image_shape
         self._threads = config.threads or len(os.sched_getaffinity(0))
         self._ahead = config.read_ahead
+        self._memory = _Memory()
 
     def __iter__(self) -> Iterator[Batch]:
         """Yield (images, labels).
@@ -150,7 +169,7 @@ class Batches:
         return len(started) < 2 or (waiting < 2 * self._threads and len(started) < MOST_STARTED)
 
     def _start(self, job: _Job, pool: ThreadPoolExecutor) -> _Started:
-        images = np.empty((*job.rows.shape, *self._image_shape), np.uint8)
+        images = self._memory.array((*job.rows.shape, *self._image_shape))
         labels = np.empty(job.rows.shape, np.int64)
         rows, flat = job.rows.ravel(), images.reshape(-1, *self._image_shape)
         tasks = [

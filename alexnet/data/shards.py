@@ -32,7 +32,7 @@ from alexnet.errors import DataError
 SCHEMA_VERSION = 2
 MANIFEST = "manifest.json"
 ROW_GROUP_ROWS = 256
-ROW_GROUP_BYTES = 16 << 20  # fewer rows where images are large
+ROW_GROUP_BYTES = 4 << 20  # fewer rows where images are large
 Labels = npt.NDArray[np.int64]
 Checksums = npt.NDArray[np.uint32]
 
