@@ -5,7 +5,7 @@ random, mirror one time in two and put uint8 batches of 32 together. Every measu
 process pinned to the same cores. Others' settings are tuned first, ours are the defaults: of each
 setting in turn the quickest value stays. Then rounds: ours, ours from raw pixels, each other one,
 ours again, and so on, so that whatever else the machine does falls on all of them alike. Ratios are
-taken within a round; medians count.
+taken within a round; medians count. Files come out of the page cache, not from the disk.
 
 Each other loader has an environment of its own in `.envs/`, made from `requirements-NAME.txt` by
 plain pip: PIP_FIND_LINKS can name a folder of wheels (a CPU build of torch, say). Prepared inputs
@@ -102,7 +102,10 @@ def main() -> None:
     os.sched_setaffinity(0, arguments.cores)  # and with it every process started from here
 
     bench = Bench(data=data, cores=cores, seconds=arguments.seconds)
-    won = {peer.module: bench.tune(peer, arguments.tries) for peer in peers}
+    if arguments.tries:
+        won = {peer.module: bench.tune(peer, arguments.tries) for peer in peers}
+    else:
+        won = json.loads((resultfile.FOLDER / "data.json").read_text())["settings"]
     rounds = [bench.round(peers, won, number) for number in range(arguments.rounds)]
     memory = [bench.run(OURS, {}, "--epochs", "3") for _ in range(3)]
 
@@ -119,7 +122,10 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=3.0, help="a measurement's, warm-up apart")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument(
-        "--tries", type=int, default=2, help="of each value when tuning; best counts"
+        "--tries",
+        type=int,
+        default=2,
+        help="of each value when tuning; the best counts; 0: settings as in the last results",
     )
     return parser.parse_args()
 
@@ -166,6 +172,7 @@ class Bench:
     ) -> dict[str, dict[str, float]]:
         """Measure every loader once, by title."""
         found = {}
+        into_page_cache(self.data)
         for loader in (OURS, OURS_RAW, *peers):
             found[loader.title] = self.run(loader, settings.get(loader.module, {}))
             pace = found[loader.title]["images_per_second"] / self.cores
@@ -252,6 +259,14 @@ def make_inputs(source: str, peers: list[Loader]) -> Path:
     for peer in peers:
         _output([*_command(peer.module), "--data", str(data), "--convert"])
     return data
+
+
+def into_page_cache(data: Path) -> None:
+    """Read every input, so that none is measured against the disk."""
+    for file in filter(Path.is_file, data.rglob("*")):
+        with file.open("rb", buffering=0) as handle:
+            while handle.read(1 << 22):
+                pass
 
 
 def _prepare(source: str, out: Path, store: str) -> list[str]:
