@@ -16,6 +16,7 @@ from cluster.history import History, Training
 from cluster.lease import Lease
 from cluster.screen import Screen
 from cluster.stop import Stop
+from cluster.stragglers import Stragglers
 from cluster.workers import RankFailure, WorkerGroup
 
 POLL_SECONDS = 0.25
@@ -49,6 +50,7 @@ class Watch:
         self._first_step = 0
         self._step = 0
         self._training = Training(history.ledger, replay_until=history.furthest)
+        self._stragglers = Stragglers()
         self._progress_at = {slot.rank: time.monotonic() for slot in group.slots}
 
     def until_done(self, running: list[Any]) -> RankResult:
@@ -109,11 +111,14 @@ class Watch:
         raise AttemptFailedError(failures[0].message)
 
     def _relay(self) -> None:
-        for rank, status in self._group.look(self._history.ledger.seconds).items():
+        statuses = self._group.look(self._history.ledger.seconds)
+        for rank, status in statuses.items():
             self._progress_at[rank] = time.monotonic() - status.idle_seconds
             if rank == 0 and status.step is not None:
                 self._account(status.step, status.phase_seconds)
             self._relay_records(status)
+        for name in self._stragglers.look(statuses, len(self._group.slots)):
+            self._screen.say(name)
 
     def _relay_records(self, status: Status) -> None:
         for record in status.records:
