@@ -1,7 +1,7 @@
 """A byte that flips, a file that ends early: never trained on in silence."""
 
 import shutil
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +11,8 @@ from alexnet.config import DataConfig
 from alexnet.data.batches import evaluation_batches, training_batches
 from alexnet.data.order import Order, share
 from alexnet.data.prepare import PrepareOptions, prepare
-from alexnet.data.shards import Chunk, ShardSet
+from alexnet.data.reader import BadRowError, RowReader
+from alexnet.data.shards import Chunk, ShardSet, Split
 from alexnet.errors import DataError
 from tests.conftest import ImageTree
 
@@ -35,6 +36,19 @@ def rows(found: Chunk) -> list[tuple[bytes, int] | None]:
     ]
 
 
+def read_alone(split: Split) -> list[tuple[bytes, int] | None]:
+    """Each row as a reader gets it straight from the file."""
+    reader, found = RowReader(split, capacity=1), list[tuple[bytes, int] | None]()
+    for row in range(split.rows):
+        try:
+            image, label = reader.row(row)
+            found.append((bytes(image), label))
+        except BadRowError:
+            found.append(None)
+    reader.close()
+    return found
+
+
 class Damage:
     """A copy of a set of which one file at a time is damaged."""
 
@@ -48,12 +62,18 @@ class Damage:
         whole = path.read_bytes()
         try:
             path.write_bytes(data)
-            found = chunks(ShardSet.open(self.copy))
+            dataset = ShardSet.open(self.copy)
+            found = chunks(dataset)
+            alone = [row for split in dataset.splits.values() for row in read_alone(split)]
         finally:
             path.write_bytes(whole)
         for seen, wanted in zip(found, self.wanted, strict=True):
             for row, (was, should) in enumerate(zip(rows(seen), wanted, strict=True)):
                 assert was == should if was else row in seen.bad, (file, row, seen.bad.get(row))
+        assert all(
+            was is None or was == should
+            for was, should in zip(alone, chain(*self.wanted), strict=True)
+        )
         return sum(len(chunk.bad) for chunk in found)
 
 

@@ -19,7 +19,7 @@ from alexnet.data.shards import (
     Row,
     ShardSet,
     Split,
-    join_checksums,
+    pack,
     row_checksum,
     write_shard,
 )
@@ -234,7 +234,7 @@ def test_row_checksums_are_little_endian_numbers_in_base64_by_row_group(split: S
     wanted = [row_checksum(row.image, row.label) for row in ROWS]
     (shard,) = split.shards
     assert base64.b64decode(shard.checksums)[:4] == wanted[0].to_bytes(4, "little")
-    assert join_checksums(wanted) == shard.checksums
+    assert pack(wanted) == shard.checksums
     assert [len(part) for part in shard.row_checksums] == list(GROUPS)
     assert np.concatenate(shard.row_checksums).tolist() == wanted
 
@@ -298,11 +298,18 @@ def test_a_folder_without_a_manifest_is_no_set(tmp_path: Path, exists: bool) -> 
     assert str(folder) in str(caught.value)
 
 
-@pytest.mark.parametrize("images", [1, 3])
-def test_large_images_make_row_groups_of_fewer_rows(tmp_path: Path, images: int) -> None:
-    large = [Row(image=bytes(7 << 20), path=str(i), label=0) for i in range(images)]
+@pytest.mark.parametrize(("images", "groups"), [(1, [1]), (3, [3]), (5, [3, 2])])
+def test_large_images_make_row_groups_of_fewer_rows(
+    tmp_path: Path, images: int, groups: list[int]
+) -> None:
+    large = [Row(image=bytes([i]) * (9 << 17), path=str(i), label=0) for i in range(images)]
     shard = write_shard(tmp_path / "x.parquet", large, ["a"])
-    assert [group.rows for group in shard.row_groups] == [[1], None, [2, 1]][images - 1]
+    assert [group.rows for group in shard.row_groups] == groups
+    data = (tmp_path / "x.parquet").read_bytes()
+    for group, extents in zip(shard.row_groups, shard.row_extents, strict=True):
+        for offset, length in extents.tolist():
+            begin = group.offset + offset
+            assert data[begin : begin + length] == large.pop(0).image
 
 
 def test_a_disk_that_does_not_take_it_leaves_nothing(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ from alexnet.data.shards import (
     ShardSet,
     Split,
     footer_of,
-    join_checksums,
+    pack,
     row_checksum,
     row_groups_of,
 )
@@ -330,6 +330,4 @@ def _shard(
     file: _File, groups: tuple[RowGroup, ...], checked: dict[tuple[str, int], _Checked]
 ) -> Shard:
     checksums = [sum_ for group in groups for sum_ in checked[file.name, group.index].checksums]
-    return replace(
-        _shard_without_rows(file), row_groups=groups, checksums=join_checksums(checksums)
-    )
+    return replace(_shard_without_rows(file), row_groups=groups, checksums=pack(checksums))

@@ -1,6 +1,8 @@
 """One row group of a Parquet file, whoever wrote it, from a disk or from a far store."""
 
 import io
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
@@ -79,16 +81,46 @@ def read_row_group(
         DataError: the file is missing, has another size, or makes no sense there. The message
             leaves out which file that is.
     """
+    with _told():
+        table = _read(path, file, group, [columns.image, columns.label], cache)
+        name, _, field = columns.image.partition(".")
+        images = table[name].combine_chunks()
+        images = images.field(field) if field else images
+        labels = labels_of(table[columns.label].combine_chunks(), classes)
+        return images_of(images), labels
+
+
+def read_labels(
+    path: Location, file: File, group: RowGroup, columns: Columns, classes: tuple[str, ...]
+) -> npt.NDArray[np.int64]:
+    """Return the labels, int64 [rows], of one row group of a local file.
+
+    Raises:
+        DataError: as `read_row_group` does.
+    """
+    with _told():
+        table = _read(path, file, group, [columns.label], None)
+        return labels_of(table[columns.label].combine_chunks(), classes)
+
+
+@contextmanager
+def _told() -> Iterator[None]:
     try:
-        with _open(path, file, group, cache) as parquet:
-            table = parquet.read_row_group(
-                group.index, columns=[columns.image, columns.label], use_threads=False
-            )
-        return _columns_of(table, group, columns, classes)
+        yield
     except FileNotFoundError:
         raise DataError("the file is missing") from None
     except (OSError, pa.ArrowException, ValueError, KeyError, IndexError) as error:
         raise DataError(f"it cannot be read: {' '.join(str(error).split())}") from None
+
+
+def _read(
+    path: Location, file: File, group: RowGroup, columns: list[str], cache: RangeCache | None
+) -> pa.Table:
+    with _open(path, file, group, cache) as parquet:
+        table = parquet.read_row_group(group.index, columns=columns, use_threads=False)
+    if len(table) != group.rows:
+        raise ValueError(f"it holds {len(table)} rows, the manifest says {group.rows}")
+    return table
 
 
 def _open(path: Location, file: File, group: RowGroup, cache: RangeCache | None) -> pq.ParquetFile:
@@ -107,17 +139,6 @@ def _open(path: Location, file: File, group: RowGroup, cache: RangeCache | None)
 def _metadata(path: str, changed: int) -> pq.FileMetaData:
     """The footer of a local file that was last `changed` then."""
     return pq.read_metadata(path)
-
-
-def _columns_of(
-    table: pa.Table, group: RowGroup, columns: Columns, classes: tuple[str, ...]
-) -> tuple[list[Encoded | None], npt.NDArray[np.int64]]:
-    if len(table) != group.rows:
-        raise ValueError(f"it holds {len(table)} rows, the manifest says {group.rows}")
-    name, _, field = columns.image.partition(".")
-    images = table[name].combine_chunks()
-    images = images.field(field) if field else images
-    return images_of(images), labels_of(table[columns.label].combine_chunks(), classes)
 
 
 def images_of(column: pa.Array) -> list[Encoded | None]:

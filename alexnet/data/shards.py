@@ -11,9 +11,10 @@ A chunk is a row group: the unit that is read, and that `alexnet.data.order` per
 import base64
 import hashlib
 import json
+import mmap
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,13 @@ import pyarrow.parquet as pq
 import xxhash
 
 from alexnet.data.images import Encoded
-from alexnet.data.parquet import Columns, RowGroup, forget_row_group, read_row_group
+from alexnet.data.parquet import (
+    Columns,
+    RowGroup,
+    forget_row_group,
+    read_labels,
+    read_row_group,
+)
 from alexnet.data.storage import Location, RangeCache
 from alexnet.errors import DataError
 
@@ -34,7 +41,7 @@ MANIFEST = "manifest.json"
 ROW_GROUP_ROWS = 256
 ROW_GROUP_BYTES = 4 << 20  # fewer rows where images are large
 Labels = npt.NDArray[np.int64]
-Checksums = npt.NDArray[np.uint32]
+Numbers = npt.NDArray[np.uint32]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,12 +63,20 @@ class Shard:
     footer: int  # where the file's own metadata begin
     row_groups: tuple[RowGroup, ...]
     checksums: str  # of the rows, see `row_checksum`: little-endian uint32 in base64
+    extents: str = ""  # of the images, offset and length: the same; only where they lie plainly
 
     @cached_property
-    def row_checksums(self) -> list[Checksums]:
+    def row_checksums(self) -> list[Numbers]:
         """One uint32 a row, by row group."""
-        whole = np.frombuffer(base64.b64decode(self.checksums), "<u4")
-        return np.split(whole, np.cumsum([group.rows for group in self.row_groups])[:-1])
+        return self._by_row_group(_unpack(self.checksums))
+
+    @cached_property
+    def row_extents(self) -> list[Numbers]:
+        """Offset from the row group's and length of each image, uint32 [rows, 2], by row group."""
+        return self._by_row_group(_unpack(self.extents).reshape(-1, 2))
+
+    def _by_row_group(self, of_rows: Numbers) -> list[Numbers]:
+        return np.split(of_rows, np.cumsum([group.rows for group in self.row_groups])[:-1])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,6 +141,17 @@ class Split:
         }
         kept = [None if row in bad else image for row, image in enumerate(images)]
         return Chunk(images=kept, labels=labels, bad=bad)
+
+    def read_labels(self, chunk: int) -> Labels:
+        """Return the labels of a row group of a local file.
+
+        Raises:
+            DataError: they cannot be read.
+        """
+        shard, at = self.places[chunk]
+        return read_labels(
+            self.folder / shard.file, shard, shard.row_groups[at], self.columns, self.classes
+        )
 
     def name_of(self, chunk: int, row: int | None = None) -> str:
         """Say where a chunk is, or a row of it, for people."""
@@ -210,9 +236,13 @@ def row_checksum(image: Encoded, label: int) -> int:
     return xxhash.xxh3_64_intdigest(image, label) & 0xFFFFFFFF
 
 
-def join_checksums(checksums: Iterable[int]) -> str:
-    """Return row checksums as the manifest has them."""
-    return base64.b64encode(np.fromiter(checksums, "<u4").tobytes()).decode()
+def pack(numbers: Iterable[int]) -> str:
+    """Return numbers below 2^32 as the manifest has them."""
+    return base64.b64encode(np.fromiter(numbers, "<u4").tobytes()).decode()
+
+
+def _unpack(text: str) -> Numbers:
+    return np.frombuffer(base64.b64decode(text), "<u4")
 
 
 def write_shard(path: Path, rows: list[Row], classes: list[str]) -> Shard:
@@ -235,12 +265,26 @@ def write_shard(path: Path, rows: list[Row], classes: list[str]) -> Shard:
             sha256=sha256,
             footer=footer_of(metadata, partial.stat().st_size),
             row_groups=row_groups_of(metadata),
-            checksums=join_checksums(row_checksum(row.image, row.label) for row in rows),
+            checksums=pack(row_checksum(row.image, row.label) for row in rows),
         )
+        shard = replace(shard, extents=_find_images(partial, shard, rows))
         partial.rename(path)
     finally:
         partial.unlink(missing_ok=True)
     return shard
+
+
+def _find_images(path: Path, shard: Shard, rows: list[Row]) -> str:
+    """Return where in a file the images lie: plainly encoded, they are there byte by byte."""
+    groups = [group for group in shard.row_groups for _ in range(group.rows)]
+    extents: list[int] = []
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        at = 0
+        for row, group in zip(rows, groups, strict=True):
+            at = data.find(row.image, at)
+            extents += at - group.offset, len(row.image)
+            at += len(row.image)
+    return pack(extents)
 
 
 def _write_parquet(path: Path, groups: list[list[Row]], classes: list[str]) -> None:
