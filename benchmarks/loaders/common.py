@@ -14,7 +14,6 @@ import argparse
 import json
 import math
 import os
-import signal
 import time
 from collections.abc import Callable, Iterator
 from io import BytesIO
@@ -52,9 +51,6 @@ def main(
     else:
         measured = measure(endless, arguments.seconds)
     print(json.dumps(measured), flush=True)
-    for worker in _family(os.getpid())[1:]:
-        os.kill(worker, signal.SIGKILL)  # none works on into the next measurement
-    os._exit(0)
 
 
 def _arguments() -> argparse.Namespace:
