@@ -109,7 +109,11 @@ def main() -> None:
     rounds = [bench.round(peers, won, number) for number in range(arguments.rounds)]
     memory = [bench.run(OURS, {}, "--epochs", "3") for _ in range(3)]
 
+    program = [sys.executable, "training_input.py", str(data / "jpeg"), str(arguments.rounds)]
+    training = json.loads(_output(program).splitlines()[-1])
+
     rows = [*pace_rows(rounds, peers, cores), *memory_rows(memory)]
+    rows.append(resultfile.row("training, shards / ready tensors", "ratio", training, 0.97))
     source = Path(arguments.source).name  # of a path its end; a built-in set's name is as it was
     path = resultfile.write("data", rows, source=source, cores=cores, settings=won, rounds=rounds)
     print(f"\n{resultfile.table(rows)}\n\n{path.relative_to(resultfile.ROOT)}")
