@@ -37,55 +37,75 @@ class RayCluster:
         }
 
 
+@dataclass(frozen=True, kw_only=True)
+class Host:
+    """What a node takes for its machine: an address, and the network namespace that has it."""
+
+    address: str = "127.0.0.1"
+    namespace: str | None = None  # None: the one that everything is in
+
+    def inside(self, *command: str) -> list[str]:
+        """Return a command that runs `command` there."""
+        return [*(["ip", "netns", "exec", self.namespace] if self.namespace else []), *command]
+
+
+HERE = Host()
+
+
 @contextmanager
-def ray_cluster(cpus: int, folder: Path) -> Iterator[RayCluster]:
-    """Start a head node with `cpus` CPUs and end it, with all of its processes, afterwards."""
+def ray_cluster(
+    cpus: int, folder: Path, host: Host = HERE, **variables: str
+) -> Iterator[RayCluster]:
+    """Start a head node with `cpus` CPUs and end it, with all of its processes, afterwards.
+
+    `variables` are added to its environment.
+    """
     port, dashboard_port = free_ports(2)
     cluster = RayCluster(
-        address=f"127.0.0.1:{port}",
+        address=f"{host.address}:{port}",
         dashboard=f"http://127.0.0.1:{dashboard_port}",
         token=secrets.token_hex(16),
     )
-    environment = {**cluster.environment(), "RAY_JOB_STOP_WAIT_TIME_S": "30"}
+    environment = {**cluster.environment(), "RAY_JOB_STOP_WAIT_TIME_S": "30", **variables}
     environment["PATH"] = f"{BIN}:{environment['PATH']}"  # whose python a submitted job runs
-    del environment["RAY_ADDRESS"]
-    command = [
-        str(BIN / "ray"),
-        "start",
-        "--head",
-        "--block",
-        f"--port={port}",
-        f"--num-cpus={cpus}",
-    ]
-    command += ["--node-ip-address=127.0.0.1", f"--dashboard-port={dashboard_port}"]
-    with (folder / "ray.log").open("w") as log:
-        head = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
-        try:
-            _wait_for(dashboard_port, head)
-            yield cluster
-        finally:
-            head.send_signal(signal.SIGTERM)
-            head.wait(timeout=60)
+    options = ["--head", f"--port={port}", f"--dashboard-port={dashboard_port}"]
+    with _ray_start(options, cpus, host, environment, folder / "ray.log"):
+        if host == HERE:
+            wait_until(lambda: _answers(dashboard_port), 120, "the Ray dashboard")
+        yield cluster
 
 
 @contextmanager
-def ray_node(cluster: RayCluster, cpus: int, folder: Path) -> Iterator[psutil.Process]:
+def ray_node(
+    cluster: RayCluster, cpus: int, folder: Path, host: Host = HERE
+) -> Iterator[psutil.Process]:
     """Add a node with `cpus` CPUs; yields its raylet."""
-    command = [str(BIN / "ray"), "start", f"--address={cluster.address}", "--block"]
-    command += [f"--num-cpus={cpus}", "--node-ip-address=127.0.0.1"]
-    environment = cluster.environment()
-    del environment["RAY_ADDRESS"]
-
-    def raylets() -> list[psutil.Process]:
+    options = [f"--address={cluster.address}"]
+    log = folder / f"node-{len([*folder.glob('node-*.log')]) + 1}.log"
+    with _ray_start(options, cpus, host, cluster.environment(), log) as node:
         children = psutil.Process(node.pid).children(recursive=True)
-        return [process for process in children if process.name() == "raylet"]
+        yield next(process for process in children if process.name() == "raylet")
 
-    output = folder / "node.log"
-    with output.open("w") as log:
-        node = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+
+@contextmanager
+def _ray_start(
+    options: list[str], cpus: int, host: Host, environment: Mapping[str, str], log: Path
+) -> Iterator["subprocess.Popen[bytes]"]:
+    """Run a node for as long as this lasts; yields once it has started."""
+    command = host.inside(str(BIN / "ray"), "start", "--block", f"--num-cpus={cpus}")
+    command += [f"--node-ip-address={host.address}", *options]
+    own = {name: value for name, value in environment.items() if name != "RAY_ADDRESS"}
+    with log.open("w") as output:
+        node = subprocess.Popen(command, env=own, stdout=output, stderr=output)
+
+        def started() -> bool:
+            if node.poll() is not None:
+                raise RuntimeError(f"ray start ended with {node.returncode}: see {log}")
+            return "runtime started" in log.read_text()
+
         try:
-            wait_until(lambda: "runtime started" in output.read_text(), 60, "the second raylet")
-            yield raylets()[0]
+            wait_until(started, 120, "ray start")
+            yield node
         finally:
             node.send_signal(signal.SIGTERM)
             node.wait(timeout=60)
@@ -124,11 +144,6 @@ def wait_until(condition: Callable[[], object], timeout: float, what: str) -> No
         time.sleep(0.1)
 
 
-def _wait_for(port: int, head: "subprocess.Popen[bytes]") -> None:
-    def answers() -> bool:
-        if head.poll() is not None:
-            raise RuntimeError(f"ray start ended with {head.returncode}")
-        with socket.socket() as client:
-            return client.connect_ex(("127.0.0.1", port)) == 0
-
-    wait_until(answers, 120, "the Ray dashboard")
+def _answers(port: int) -> bool:
+    with socket.socket() as client:
+        return client.connect_ex(("127.0.0.1", port)) == 0

@@ -37,8 +37,14 @@ def kill_rank_0(site: Site) -> Figures:
 
 @fault("warm-restart", detected=1.0, restored=0.5, replayed=EVERY)
 def warm_restart(site: Site) -> Figures:
-    """kill -9 of a rank whose peer's process stays warm: half of a cold start is the bound."""
-    return _killed(site, 1)
+    """kill -9 of a rank while warm processes stand by: half of a cold start is the bound."""
+    site.break_ranks("dawdle", seconds=2)
+    launch, ranks = half_way(site, "cluster.standby_after=0")
+    launch.await_line("standby ready")
+    site.let_go()
+    hit = time.monotonic()
+    ranks[1].kill()
+    return mends_itself(site, launch, hit, ranks, lost=1)
 
 
 @fault("freeze-rank", detected=STUCK, replayed=EVERY)

@@ -13,13 +13,11 @@ from benchmarks.faults.matrix import (
     fault,
     goes_on,
     half_way,
-    mends_itself,
     runs_again,
-    until_gone,
+    stops_in_time,
 )
 from benchmarks.faults.processes import Missed, await_ends, marked, named
 from benchmarks.faults.runs import EVERY, ROOT, WORK, Site
-from tests.clusters import ray_cluster, ray_node
 
 GRACE_SECONDS = 30.0
 GCS_SECONDS = 240.0
@@ -42,24 +40,22 @@ def kill_driver(site: Site) -> Figures:
 @fault("stop-driver", stopped=GRACE_SECONDS, replayed=1)
 def stop_driver(site: Site) -> Figures:
     """SIGTERM to the driver: a last checkpoint and 75 inside the grace time."""
-    return _stopped(site, signal.SIGTERM)
+    launch, _ = half_way(site)
+    return stops_in_time(site, launch, launch.driver)
 
 
 @fault("interrupt-driver", stopped=GRACE_SECONDS, replayed=1)
 def interrupt_driver(site: Site) -> Figures:
     """Ctrl-C, as a terminal sends it to the driver."""
-    return _stopped(site, signal.SIGINT)
-
-
-def _stopped(site: Site, number: signal.Signals) -> Figures:
     launch, _ = half_way(site)
-    hit = time.monotonic()
-    launch.driver.send_signal(number)
-    launch.expect(75)
-    stopped = until_gone(launch, hit)
-    figures = runs_again(site, launch)
-    figures.stopped = stopped
-    return figures
+    return stops_in_time(site, launch, launch.driver, signal.SIGINT)
+
+
+@fault("stop-rank", stopped=GRACE_SECONDS, replayed=1)
+def stop_rank(site: Site) -> Figures:
+    """SIGTERM to a rank, as to a pod of its own: all ranks stop at the same step, and 75."""
+    launch, ranks = half_way(site)
+    return stops_in_time(site, launch, ranks[1])
 
 
 @fault("two-jobs")
@@ -128,28 +124,6 @@ def kill_gcs(site: Site) -> Figures:
         raise Missed(f"no clear stop: exit code {code}, last words {said!r}")
     figures = runs_again(site, launch)
     figures.stopped, figures.result = stopped, "clear stop; same model, run again"
-    return figures
-
-
-@fault("kill-raylet", bound=300, detected=15, replayed=EVERY)
-def kill_raylet(site: Site) -> Figures:
-    """kill -9 of the raylet of one of two nodes: goes on, smaller, with the node that is left."""
-    auto = ("cluster.workers=auto", "cluster.max_workers=3")
-    with ray_cluster(2, site.folder) as cluster:
-        site.environment |= {
-            name: value for name, value in cluster.environment().items() if name.startswith("RAY_")
-        }
-        with ray_node(cluster, 1, site.folder) as raylet:
-            launch, ranks = half_way(site, *auto)
-            beyond = {rank for rank, process in ranks.items() if process.ppid() == raylet.pid}
-            if len(ranks) != 3 or len(beyond) != 1:
-                raise Missed(f"ranks {sorted(ranks)}, of which on the second node {sorted(beyond)}")
-            hit = time.monotonic()
-            raylet.kill()
-            figures = mends_itself(site, launch, hit, ranks, lost=beyond.pop())
-    if (size := site.summary["world_size"]) != 2:
-        raise Missed(f"ended with {size} ranks, not 2")
-    figures.result = "same model, by itself, on 2 ranks of 3"
     return figures
 
 

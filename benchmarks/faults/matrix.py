@@ -1,8 +1,11 @@
 """What a row of the matrix is: a fault, how long it may take, and the figures it must reach."""
 
+import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
+from signal import Signals
+from subprocess import Popen
 from typing import Any
 
 import psutil
@@ -157,10 +160,20 @@ def goes_on(site: Site, launch: Launch, result: str = "same model, undisturbed")
     return Figures(goodput=site.summary["goodput_ratio"], replayed=0, result=result)
 
 
-def until_gone(launch: Launch, since: float) -> float:
-    """Return how long the driver took to end."""
-    launch.end()
-    return round(time.monotonic() - since, 2)
+def stops_in_time(
+    site: Site,
+    launch: Launch,
+    process: psutil.Process | Popen[str],
+    number: Signals = signal.SIGTERM,
+) -> Figures:
+    """Ask a process of the launch to stop: all ends with 75 and a checkpoint, and goes on again."""
+    hit = time.monotonic()
+    process.send_signal(number)
+    launch.expect(75)
+    stopped = round(time.monotonic() - hit, 2)
+    figures = runs_again(site, launch)
+    figures.stopped = stopped
+    return figures
 
 
 def half_way(site: Site, *overrides: str) -> tuple[Launch, dict[int, psutil.Process]]:

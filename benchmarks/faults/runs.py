@@ -16,7 +16,7 @@ from typing import Any
 import psutil
 
 from benchmarks.faults.processes import MARK, Missed, ranks
-from tests.clusters import free_ports
+from tests.clusters import HERE, RayCluster, free_ports
 
 ROOT = Path(__file__).resolve().parents[2]
 INJECT = Path(__file__).parent / "inject"
@@ -89,6 +89,14 @@ class Launch:
             raise Missed(f"the driver ended with {self.driver.returncode} before {what}: {self}")
         time.sleep(0.02)
 
+    def goes_on(self) -> bool:
+        """Whether it starts its ranks again, and does not end; wait for one of the two."""
+        while self.driver.poll() is None:
+            if self.moment("starting again"):
+                return True
+            time.sleep(0.02)
+        return False
+
     def end(self) -> int:
         """Return the exit code, once there is one."""
         code = self.driver.wait()
@@ -128,11 +136,12 @@ class Site:
         self.run = self.folder / "run"
         self.data = data
         self.port = free_ports(1)[0]
+        self.host = HERE
         self._reference = reference
         self.environment = {
             **{name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"},
             MARK: str(self.folder),
-            "PYTHONPATH": str(INJECT),
+            "PYTHONPATH": f"{INJECT}:{ROOT}",
             "TF_CPP_MIN_LOG_LEVEL": "2",
         }
 
@@ -147,22 +156,34 @@ class Site:
         config = self.folder / "config.yaml"
         config.write_text(CONFIG.format(run=self.run, data=self.data, port=self.port))
         command = [sys.executable, "-m", "cluster", "train", str(config), *overrides]
-        return Launch(command, self.environment)
+        return Launch(self.host.inside(*command), self.environment)
+
+    def join(self, cluster: RayCluster) -> None:
+        """Have launches use this cluster."""
+        self.environment |= {
+            name: value for name, value in cluster.environment().items() if name.startswith("RAY_")
+        }
 
     def break_ranks(self, fault: str, **details: Any) -> None:
         """Have a fault of `inject/sitecustomize.py` happen in the ranks of the next launches."""
-        (self.folder / "happened").unlink(missing_ok=True)
+        for word in ("happened", "let-go", "wrote"):
+            (self.folder / word).unlink(missing_ok=True)
         (self.folder / "fault.json").write_text(json.dumps({"fault": fault, **details}))
 
     def await_fault(self) -> float:
         """Return the moment at which it has happened."""
-        while not (text := self._happened()):
-            time.sleep(0.02)
-        return float(text)
+        return float(self.await_word("happened"))
 
-    def _happened(self) -> str:
-        path = self.folder / "happened"
-        return path.read_text() if path.exists() else ""
+    def await_word(self, name: str) -> str:
+        """Return what the fault has left in a file."""
+        path = self.folder / name
+        while not (path.exists() and (text := path.read_text())):
+            time.sleep(0.02)
+        return text
+
+    def let_go(self) -> None:
+        """Have the fault's hold on the ranks, if it is one that holds them, end."""
+        (self.folder / "let-go").touch()
 
     def ranks(self) -> dict[int, psutil.Process]:
         """Return the processes that train, by rank."""

@@ -54,9 +54,13 @@ def fork_writer(folder: Path, keep: int, n: int, kind: int) -> bytes:
     """
     said = mmap.mmap(-1, 2)
     process = os.fork()
+
+    def written(step: int) -> None:
+        said.write(b"w")
+
     if not process:
         LAYER.chaos_arm(n, kind)
-        writer = BackgroundWriter(take_over(folder, "2-second"), keep, lambda _: said.write(b"w"))
+        writer = BackgroundWriter(take_over(folder, "2-second"), keep, written)
         writer.submit(3, state(3), FACTS)
         writer.finish()
         said.write(b"e")

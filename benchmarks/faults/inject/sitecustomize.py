@@ -6,6 +6,7 @@ that the product itself knows of no fault. `happened` tells the moment, and that
 
 import importlib.util
 import json
+import math
 import os
 import signal
 import sys
@@ -93,9 +94,54 @@ def perturb(step: Any, images: Any) -> Any:
 DEEDS = {"sleep": sleep, "poison": poison, "perturb": perturb}
 
 
-def crash(module: ModuleType) -> None:
+def dawdle(module: ModuleType, plan: Plan, folder: Path) -> None:
+    """Every step takes some seconds more on every rank, until they are let go."""
+    take_step = module.TrainStep.__call__
+
+    def slow(*arguments: Any) -> Any:
+        wait_for(folder / "let-go", plan["seconds"])
+        return take_step(*arguments)
+
+    module.TrainStep.__call__ = slow
+
+
+def hold_write(module: Any, plan: Plan, folder: Path) -> None:
+    """The writer of a checkpoint is held before it writes; `wrote` says what came of it."""
+    write = module.write
+
+    def held(desk: Path, step: int, *arguments: Any) -> Any:
+        if step != plan["step"] or not happens(folder):
+            return write(desk, step, *arguments)
+        wait_for(folder / "let-go", math.inf)
+        result = "nothing"
+        try:
+            path = write(desk, step, *arguments)
+            result = f"committed {path.name}"
+            return path
+        finally:
+            (folder / "wrote").write_text(result)
+
+    module.write = held
+
+
+def wait_for(path: Path, seconds: float) -> None:
+    """Return as soon as the path is there, or after some seconds."""
+    end = time.monotonic() + seconds
+    while not path.exists() and time.monotonic() < end:
+        time.sleep(0.05)
+
+
+def crash(module: ModuleType, plan: Plan, folder: Path) -> None:
     """Die at the first thing that only a rank does, every time."""
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+FAULTS = {
+    "crash": ("cluster.rank", crash),
+    "dawdle": ("alexnet.step", dawdle),
+    "hold-write": ("alexnet.checkpoint", hold_write),
+    **dict.fromkeys(DEEDS, ("alexnet.step", before_step)),
+}
 
 
 def main() -> None:
@@ -105,10 +151,8 @@ def main() -> None:
         plan = json.loads((folder / "fault.json").read_text())
     except FileNotFoundError:
         return
-    if plan["fault"] == "crash":
-        finder = AfterImport("cluster.rank", crash)
-    else:
-        finder = AfterImport("alexnet.step", lambda module: before_step(module, plan, folder))
+    module, put_in_place = FAULTS[plan["fault"]]
+    finder = AfterImport(module, lambda imported: put_in_place(imported, plan, folder))
     sys.meta_path.insert(0, finder)
 
 
