@@ -5,6 +5,8 @@ A checkpoint is a folder `step-00000400` with `state.safetensors` (all variables
 desk, synced, and renamed into place, so that a folder with that name is a whole checkpoint unless
 the disk damaged it later; that is what the hashes are for.
 
+`best.json` names the step of the checkpoint with the best held-out score so far, and that score.
+
 A desk is a hidden folder beside the checkpoints that belongs to one writer. What a writer changes,
 it changes by a rename from its desk or to it. Once the desk has been taken away, none succeeds.
 """
@@ -18,7 +20,7 @@ import secrets
 import shutil
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,7 @@ from safetensors.numpy import load_file, save_file
 from alexnet.errors import AlexnetError, BadNumbersError, ConfigError, DataError
 
 STATE, FACTS, MANIFEST = "state.safetensors", "checkpoint.json", "manifest.json"
+BEST = "best.json"
 State = Mapping[str, npt.NDArray[Any]]
 
 log = logging.getLogger(__name__)
@@ -54,6 +57,14 @@ class Checkpoint:
                     f"{self.path}: a checkpoint of another model: it holds {have} for {name}, "
                     f"the configured model has {want}; name another run_dir or pass --replace"
                 )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Best:
+    """The first checkpoint of those that have scored highest."""
+
+    step: int
+    top1: float  # on the held-out split
 
 
 def state_sha256(state: State) -> str:
@@ -112,14 +123,32 @@ def read(path: Path) -> Checkpoint:
         DataError: something is missing or does not have its recorded hash.
     """
     try:
-        hashes = json.loads((path / MANIFEST).read_bytes())
-        for name in (STATE, FACTS):
-            if hashes[name] != _sha256(path / name):
-                raise DataError(f"{path / name}: damaged: its SHA-256 is not the recorded one")
+        _verify(path)
         facts = json.loads((path / FACTS).read_bytes())
         return Checkpoint(path=path, step=facts["step"], facts=facts, state=load_file(path / STATE))
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise DataError(f"{path}: not a checkpoint: {error}") from None
+
+
+def read_step(folder: Path, step: int) -> Checkpoint:
+    """Verify and load the checkpoint of `step` steps below `folder`; errors as `read`."""
+    return read(folder / _name(step))
+
+
+def verifies(path: Path) -> bool:
+    """Return whether the checkpoint folder `path` has the hashes that it records."""
+    try:
+        _verify(path)
+    except (OSError, ValueError, KeyError, TypeError, DataError):
+        return False
+    return True
+
+
+def _verify(path: Path) -> None:
+    hashes = json.loads((path / MANIFEST).read_bytes())
+    for name in (STATE, FACTS):
+        if hashes[name] != _sha256(path / name):
+            raise DataError(f"{path / name}: damaged: its SHA-256 is not the recorded one")
 
 
 def newest(folder: Path) -> Checkpoint | None:
@@ -132,10 +161,47 @@ def newest(folder: Path) -> Checkpoint | None:
     return None
 
 
+def best(folder: Path) -> Best | None:
+    """Return what has been marked as the best below `folder`, if that is there."""
+    try:
+        found = Best(**json.loads((folder / BEST).read_bytes()))
+        return found if (folder / _name(found.step)).is_dir() else None
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, TypeError) as error:
+        log.warning("%s: damaged, forgotten: %s", folder / BEST, error)
+        return None
+
+
+def mark_best(desk: Path, found: Best) -> None:
+    """Make `found` the best beside `desk`."""
+    partial = desk / BEST
+    _write_json(partial, asdict(found))
+    _sync(partial)
+    partial.rename(desk.parent / BEST)
+    _sync(desk.parent)
+
+
+def forget_best(desk: Path, after: int) -> None:
+    """Unmark a best of more steps: the run goes on from before it."""
+    marked = best(desk.parent)
+    if marked and marked.step > after:
+        (desk.parent / BEST).rename(desk / BEST)
+
+
 def prune(desk: Path, keep: int) -> None:
-    """Delete all but the `keep` newest checkpoints beside `desk`."""
-    for path in _finished(desk.parent)[:-keep]:
-        _delete(path, desk)
+    """Delete checkpoints beside `desk`, but never the `keep` newest, nor the best.
+
+    Nor the newest one that verifies, which is among those as a rule.
+    """
+    finished, marked = _finished(desk.parent), best(desk.parent)
+    old = [path for path in finished[:-keep] if not marked or path.name != _name(marked.step)]
+    if not old:
+        return
+    whole = next(filter(verifies, reversed(finished)), None)
+    for path in old:
+        if path != whole:
+            _delete(path, desk)
 
 
 def abandon(desk: Path, after: int) -> None:
@@ -159,13 +225,19 @@ class BackgroundWriter:
         written: Callable[[int], None],
         failed: Callable[[int, str], None] = lambda step, reason: None,
         max_failures: int = 1,
+        restored_step: int = 0,
     ) -> None:
-        """Write beside `desk`, keep the newest `keep`, and tell what has become of each step."""
+        """Write beside `desk`, keep the newest `keep`, and tell what has become of each step.
+
+        A run that was restored has its checkpoint of `restored_step` there.
+        """
+        forget_best(desk, restored_step)
         self._desk = desk
         self._keep = keep
         self._written = written
         self._failed = failed
         self._max_failures = max_failures
+        self._newest = restored_step
         self._failures: list[AlexnetError] = []  # in a row
         self._thread: threading.Thread | None = None
         self._error: Exception | None = None
@@ -178,6 +250,22 @@ class BackgroundWriter:
             target=self._write, args=(step, state, facts), name="checkpoint"
         )
         self._thread.start()
+
+    @property
+    def best_top1(self) -> float:
+        """The score of the best checkpoint so far; less than any if there is none."""
+        marked = best(self._desk.parent)
+        return marked.top1 if marked else -1.0
+
+    def mark_best(self, step: int, top1: float) -> None:
+        """Mark the newest checkpoint as the best, once it is there; if it got there."""
+        self._join()
+        self.check()
+        try:
+            if self._newest == step:
+                mark_best(self._desk, Best(step=step, top1=top1))
+        except OSError as error:
+            self._error = self._disk_failure(step, error)
 
     def check(self) -> None:
         """Raise what has kept the writer from going on, once."""
@@ -203,6 +291,7 @@ class BackgroundWriter:
             write(self._desk, step, state, facts)
             abandon(self._desk, step)
             prune(self._desk, self._keep)
+            self._newest = step
             self._failures.clear()
             self._written(step)
         except (OSError, SafetensorError) as error:

@@ -106,7 +106,10 @@ class Evaluate(Hook):
 
 
 class SaveCheckpoints(Hook):
-    """Copies the state to host memory every so many steps and has it written behind the steps."""
+    """Copies the state to host memory every so many steps and has it written behind the steps.
+
+    That of an evaluation is saved, and marked as the best, if it scored higher than any before.
+    """
 
     def __init__(
         self,
@@ -136,6 +139,14 @@ class SaveCheckpoints(Hook):
 
     def on_step(self, event: StepEvent) -> None:  # noqa: D102
         self._writer.check()
+
+    def on_evaluation(self, step: int, evaluation: Evaluation) -> None:  # noqa: D102
+        if evaluation["top1"] <= self._writer.best_top1:
+            return
+        if self._saved != step:
+            self.on_state(step)
+        with self._phases("checkpoint"):
+            self._writer.mark_best(step, evaluation["top1"])
 
     def on_end(self, step: int, stopped: bool) -> None:  # noqa: D102
         if self._saved != step:

@@ -179,21 +179,19 @@ def evaluator(
     return Evaluator(model, batches, partial(exchange.sum, name="evaluation"))
 
 
-def evaluate_checkpoint(path: Path, dataset_path: str | None) -> dict[str, Any]:
+def evaluate_checkpoint(path: Path, dataset_path: str | None, best: bool = False) -> dict[str, Any]:
     """Score a checkpoint on a dataset's validation split, in this process.
 
     Args:
         path: a checkpoint folder, or a run directory: then its newest one that verifies.
         dataset_path: a prepared set; None: the one that it was trained on.
+        best: of a run directory, the one that scored highest while it was trained.
 
     Raises:
         DataError: no checkpoint that verifies, or no such dataset.
         ConfigError: the dataset's classes are not the checkpoint's.
     """
-    is_run = (path / "checkpoints").is_dir()
-    saved = checkpoint.newest(path / "checkpoints") if is_run else checkpoint.read(path)
-    if saved is None:
-        raise DataError(f"{path}: no checkpoint that verifies")
+    saved = _best(path) if best else _newest(path)
     name = dataset_path or saved.facts["dataset"]
     settings = dict(saved.facts["model"])
     data = DataConfig(path=name, **{name: settings.pop(name) for name in VIEW})
@@ -209,3 +207,18 @@ def evaluate_checkpoint(path: Path, dataset_path: str | None) -> dict[str, Any]:
         variable.assign(saved.state[name])
     score = evaluator(model, dataset, data, saved.facts["order"]["micro_batch"], Alone())
     return {"checkpoint": str(saved.path), "step": saved.step, **score()}
+
+
+def _newest(path: Path) -> checkpoint.Checkpoint:
+    is_run = (path / "checkpoints").is_dir()
+    saved = checkpoint.newest(path / "checkpoints") if is_run else checkpoint.read(path)
+    if saved is None:
+        raise DataError(f"{path}: no checkpoint that verifies")
+    return saved
+
+
+def _best(path: Path) -> checkpoint.Checkpoint:
+    marked = checkpoint.best(path / "checkpoints")
+    if marked is None:
+        raise DataError(f"{path}: no run directory with a best checkpoint; leave --best out")
+    return checkpoint.read_step(path / "checkpoints", marked.step)

@@ -159,7 +159,7 @@ def _observers(
         sinks,
     )
     writer = BackgroundWriter(
-        desk, config.checkpoint.keep, written, failed, config.checkpoint.max_failures
+        desk, config.checkpoint.keep, written, failed, config.checkpoint.max_failures, first_step
     )
     save = SaveCheckpoints(
         task.step.variables,

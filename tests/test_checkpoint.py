@@ -18,14 +18,17 @@ import pytest
 from alexnet import checkpoint
 from alexnet.checkpoint import (
     BackgroundWriter,
+    Best,
     Checkpoint,
+    best,
+    mark_best,
     newest,
     prune,
     read,
     state_sha256,
     take_over,
 )
-from alexnet.errors import EXIT_CONFIG, EXIT_DATA, ConfigError, DataError
+from alexnet.errors import EXIT_CONFIG, EXIT_DATA, AlexnetError, ConfigError, DataError
 from tests.clusters import ROOT, wait_until
 
 State = dict[str, npt.NDArray[Any]]
@@ -248,6 +251,73 @@ def test_prune_does_not_delete_what_was_just_written(tmp_path: Path) -> None:
     found = newest(tmp_path)
     assert found is not None
     assert found.step == 200
+
+
+def best_step(folder: Path) -> int | None:
+    found = best(folder)
+    return found.step if found else None
+
+
+def test_prune_keeps_the_best(tmp_path: Path) -> None:
+    desk = take_over(tmp_path, "test")
+    for step in range(1, 7):
+        checkpoint.write(desk, step, state(), FACTS)
+        if step in (2, 3):
+            mark_best(desk, Best(step=step, top1=step / 10))
+        prune(desk, 2)
+    assert names(tmp_path) == ["best.json", *(f"step-{step:08d}" for step in (3, 5, 6))]
+    assert best(tmp_path) == Best(step=3, top1=0.3)
+    assert json.loads((tmp_path / "best.json").read_text()) == {"step": 3, "top1": 0.3}
+
+
+@pytest.mark.parametrize("damaged", [(5, 6), (6,), (4, 5, 6), ()])
+def test_prune_keeps_the_last_one_that_verifies(tmp_path: Path, damaged: tuple[int, ...]) -> None:
+    for step in range(1, 7):
+        path = write(tmp_path, step, state(), FACTS)
+        if step in damaged:
+            damage(path / "state.safetensors")
+    prune(tmp_path / ".desk-test", 2)
+    found = newest(tmp_path)
+    assert found is not None
+    assert found.step == max(set(range(1, 7)) - {*damaged})
+    assert len(names(tmp_path)) == (3 if {5, 6} <= {*damaged} else 2)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"step": 5}', '{"step": "x", "top1": 1}'])
+def test_a_damaged_mark_is_forgotten(tmp_path: Path, content: str) -> None:
+    mark_best(write(tmp_path, 5, state(), FACTS).parent / ".desk-test", Best(step=5, top1=0.5))
+    assert best_step(tmp_path) == 5
+    (tmp_path / "best.json").write_text(content)
+    assert best(tmp_path) is None
+
+
+def test_a_best_that_is_gone_is_none(tmp_path: Path) -> None:
+    path = write(tmp_path, 5, state(), FACTS)
+    mark_best(tmp_path / ".desk-test", Best(step=5, top1=0.5))
+    shutil.rmtree(path)
+    assert best(tmp_path) is None
+
+
+@pytest.mark.parametrize(("restored", "known"), [(0, None), (7, None), (8, 8), (12, 8)])
+def test_a_run_knows_its_best_but_forgets_one_that_it_has_gone_back_from(
+    tmp_path: Path, restored: int, known: int | None
+) -> None:
+    write(tmp_path, 8, state(), FACTS)
+    desk = take_over(tmp_path, "test")
+    mark_best(desk, Best(step=8, top1=0.5))
+    writer = BackgroundWriter(desk, 2, lambda step: None, restored_step=restored)
+    assert best_step(tmp_path) == known
+    assert writer.best_top1 == (0.5 if known else -1)
+
+
+def test_a_writer_that_was_left_behind_marks_nothing(tmp_path: Path) -> None:
+    write(tmp_path, 5, state(), FACTS)
+    old = BackgroundWriter(take_over(tmp_path, "old"), 2, lambda step: None, restored_step=5)
+    take_over(tmp_path, "new")
+    old.mark_best(5, 0.9)
+    with pytest.raises(AlexnetError, match="taken over by another attempt or job"):
+        old.check()
+    assert best(tmp_path) is None
 
 
 def other(name: str, value: npt.NDArray[Any]) -> State:

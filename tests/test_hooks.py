@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from alexnet.checkpoint import BackgroundWriter, read, take_over
+from alexnet.checkpoint import BackgroundWriter, Best, best, read, take_over
 from alexnet.config import OptimizerConfig
 from alexnet.errors import AlexnetError, BadNumbersError
 from alexnet.evaluation import Evaluation, Evaluator
@@ -237,6 +237,67 @@ def test_a_run_without_its_last_checkpoint_is_not_complete(tmp_path: Path) -> No
         saving.save(1)
         with pytest.raises(AlexnetError, match="no checkpoint of step 1"):
             saving.hook.on_end(1, False)
+
+
+def scored(folder: Path, scores: dict[int, float], restored: int | None = None) -> list[int]:
+    """Take six steps, saved every two and scored as told, keeping one; return what is left."""
+    writer = BackgroundWriter(
+        take_over(folder, "test"), 1, lambda step: None, restored_step=restored or 0
+    )
+    variables = {"x": tf.Variable([1.0, 2.0])}
+    save = SaveCheckpoints(variables, {}, writer, 2, Phases(), restored)
+    first = (restored or 0) + 1
+    for step in range(first, first + 6):
+        variables["x"].assign([step, step])
+        save.on_step(event(step))
+        if save.wants_state(step):
+            save.on_state(step)
+        if step in scores:
+            save.on_evaluation(step, {**SCORE, "top1": scores[step]})
+    save.on_end(first + 5, False)
+    if first + 5 in scores:  # scored after the end
+        save.on_evaluation(first + 5, {**SCORE, "top1": scores[first + 5]})
+    return [int(name.removeprefix("step-")) for name in checkpoints(folder)]
+
+
+@pytest.mark.parametrize(
+    ("scores", "marked", "left"),
+    [
+        ({}, None, [6]),
+        ({3: 0.5}, 3, [3, 6]),  # not a step that is saved anyway
+        ({2: 0.5}, 2, [2, 6]),
+        ({2: 0.5, 3: 0.5, 4: 0.4}, 2, [2, 6]),  # the earlier of equals
+        ({1: 0.0}, 1, [1, 6]),
+        ({2: 0.5, 3: 0.6}, 3, [3, 6]),
+        ({3: 0.5, 6: 0.6}, 6, [3, 6]),  # the old best goes with the next checkpoint
+    ],
+)
+def test_the_best_is_kept(
+    tmp_path: Path, scores: dict[int, float], marked: int | None, left: list[int]
+) -> None:
+    assert scored(tmp_path, scores) == left
+    found = best(tmp_path)
+    if marked is None:
+        assert found is None
+    else:
+        assert found == Best(step=marked, top1=scores[marked])
+        state = read(tmp_path / f"step-{marked:08d}").state
+        np.testing.assert_array_equal(state["x"], [marked, marked])
+
+
+def test_the_best_is_known_after_a_restart(tmp_path: Path) -> None:
+    scored(tmp_path, {3: 0.5, 6: 0.4})
+    assert scored(tmp_path, {9: 0.5}, restored=6) == [3, 12]
+    assert best(tmp_path) == Best(step=3, top1=0.5)
+
+
+def test_a_best_that_the_disk_did_not_take_is_not_marked(tmp_path: Path) -> None:
+    saving = Saving(tmp_path)
+    with full_disk():
+        saving.hook.on_evaluation(1, SCORE)
+    assert best(tmp_path) is None
+    saving.hook.on_evaluation(2, {**SCORE, "top1": 0.1})
+    assert best(tmp_path) == Best(step=2, top1=0.1)
 
 
 def test_no_checkpoint_of_numbers_that_are_not_finite(tmp_path: Path) -> None:
