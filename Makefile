@@ -16,7 +16,7 @@ INTERPRETER = $(or $(shell for python in $(PYTHON) python3.12 python3.11; do \
 	$(error Python 3.11 or 3.12 is needed: make setup PYTHON=/path/to/python3.12))
 
 .DEFAULT_GOAL := help
-.PHONY: help train test setup lint bench-data chaos lock clean
+.PHONY: help train test setup lint bench-data chaos soak lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -39,6 +39,9 @@ bench-data: setup ## the loader against others' (SOURCE=photos/, ARGS="--rounds 
 
 chaos: setup ## every fault, done to real processes (ARGS="kill-rank --rounds 3", ARGS=--list)
 	$(BIN)/python -m benchmarks.chaos $(ARGS)
+
+soak: setup ## an hour of training, a fault a minute (ARGS="--minutes 4 --seed 7")
+	$(BIN)/python -m benchmarks.soak $(ARGS)
 
 lock: ## write requirements/*.lock anew from pyproject.toml (needs uv)
 	requirements/compile

@@ -20,16 +20,18 @@ BIN = Path(sys.executable).parent
 
 @dataclass(frozen=True, kw_only=True)
 class RayCluster:
-    """Where a cluster listens, and the token that it wants."""
+    """Where a cluster listens, the token that it wants, and variables that all in it have."""
 
     address: str
     dashboard: str
     token: str
+    variables: Mapping[str, str]
 
     def environment(self, token: str | None = None) -> dict[str, str]:
         """Return the variables of a client of this cluster."""
         return {
             **os.environ,
+            **self.variables,
             "RAY_ADDRESS": self.address,
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN": token or self.token,
@@ -58,15 +60,16 @@ def ray_cluster(
 ) -> Iterator[RayCluster]:
     """Start a head node with `cpus` CPUs and end it, with all of its processes, afterwards.
 
-    `variables` are added to its environment.
+    `variables` are added to the environment of its nodes and clients.
     """
     port, dashboard_port = free_ports(2)
     cluster = RayCluster(
         address=f"{host.address}:{port}",
         dashboard=f"http://127.0.0.1:{dashboard_port}",
         token=secrets.token_hex(16),
+        variables=variables,
     )
-    environment = {**cluster.environment(), "RAY_JOB_STOP_WAIT_TIME_S": "30", **variables}
+    environment = {**cluster.environment(), "RAY_JOB_STOP_WAIT_TIME_S": "30"}
     environment["PATH"] = f"{BIN}:{environment['PATH']}"  # whose python a submitted job runs
     options = ["--head", f"--port={port}", f"--dashboard-port={dashboard_port}"]
     with _ray_start(options, cpus, host, environment, folder / "ray.log"):

@@ -10,7 +10,7 @@ from benchmarks.faults.matrix import Figures, fault, half_way, mends_itself, run
 from benchmarks.faults.networks import joined, plug, pull
 from benchmarks.faults.processes import Missed, await_ends, is_alive, marked
 from benchmarks.faults.runs import EVERY, Launch, Site
-from tests.clusters import Host, RayCluster, ray_cluster, ray_node
+from tests.clusters import HERE, Host, RayCluster, ray_cluster, ray_node
 
 GRACE_SECONDS = 30.0
 AUTO = ("cluster.workers=auto", "cluster.max_workers=3")
@@ -58,12 +58,19 @@ def stop_raylet(site: Site) -> Figures:
 
 
 @contextmanager
+def _cluster(site: Site, cpus: int, host: Host = HERE, **variables: str) -> Iterator[RayCluster]:
+    """A cluster that the site's launches join, and whose ranks have what is to go wrong."""
+    path = site.environment["PYTHONPATH"]
+    with ray_cluster(cpus, site.folder, host, PYTHONPATH=path, **variables) as cluster:
+        site.join(cluster, host)
+        yield cluster
+
+
+@contextmanager
 def _two_nodes(site: Site) -> Iterator[psutil.Process]:
     """A cluster of a node for two ranks and one for another; yields the raylet of that."""
-    with ray_cluster(2, site.folder) as cluster:
-        site.join(cluster)
-        with ray_node(cluster, 1, site.folder) as raylet:
-            yield raylet
+    with _cluster(site, 2) as cluster, ray_node(cluster, 1, site.folder) as raylet:
+        yield raylet
 
 
 def _on(raylet: psutil.Process, ranks: dict[int, psutil.Process]) -> int:
@@ -85,11 +92,9 @@ def network_cut(site: Site) -> Figures:
     site.break_ranks("hold-write", step=2 * EVERY)  # of rank 0, when the cable is pulled
     with (
         joined(NEAR, FAR),
-        ray_cluster(1, site.folder, NEAR, **LOOKS) as cluster,
+        _cluster(site, 1, NEAR, **LOOKS) as cluster,
         ray_node(cluster, 1, site.folder, FAR) as raylet,
     ):
-        site.join(cluster)
-        site.host = NEAR
         launch = site.launch("cluster.workers=auto")
         site.await_fault()
         ranks = site.ranks()
@@ -133,8 +138,7 @@ def _mends_without(
 def nodes_come_and_go(site: Site) -> Figures:
     """Nodes for 2, 3, 1 and again 2 ranks within one launch."""
     site.break_ranks("dawdle", seconds=3)
-    with ray_cluster(1, site.folder) as cluster, ExitStack() as nodes:
-        site.join(cluster)
+    with _cluster(site, 1) as cluster, ExitStack() as nodes:
         added = [_add(nodes, cluster, site)]
         launch = site.launch(*AUTO, "cluster.grow_after=1")
         _await_ranks(launch, 2, 0.0)

@@ -16,7 +16,7 @@ from typing import Any
 import psutil
 
 from benchmarks.faults.processes import MARK, Missed, ranks
-from tests.clusters import HERE, RayCluster, free_ports
+from tests.clusters import HERE, Host, RayCluster, free_ports
 
 ROOT = Path(__file__).resolve().parents[2]
 INJECT = Path(__file__).parent / "inject"
@@ -158,8 +158,9 @@ class Site:
         command = [sys.executable, "-m", "cluster", "train", str(config), *overrides]
         return Launch(self.host.inside(*command), self.environment)
 
-    def join(self, cluster: RayCluster) -> None:
-        """Have launches use this cluster."""
+    def join(self, cluster: RayCluster, host: Host) -> None:
+        """Have launches use this cluster, from this host."""
+        self.host = host
         self.environment |= {
             name: value for name, value in cluster.environment().items() if name.startswith("RAY_")
         }

@@ -21,7 +21,8 @@ from benchmarks.faults.processes import Missed
 from benchmarks.faults.runs import EVERY, ROOT, Site
 from tests.s3 import flaky_s3
 
-FILES = ("state.safetensors", "checkpoint.json", "manifest.json")
+STATE = "state.safetensors"
+FILES = (STATE, "checkpoint.json", "manifest.json")
 LEAST_RUNS = 200
 VOLUME_BYTES = 1200 << 20
 LEFT_BYTES = 1 << 20
