@@ -37,6 +37,15 @@ class ClusterConfig(Settings):
     restart_delay: float = Field(
         1.0, ge=0, description="seconds before a restart; doubles while they get no further"
     )
+    grow_after: float = Field(
+        30.0, gt=0, description="auto: seconds of room for more ranks until the group takes it"
+    )
+    standby_after: float | None = Field(
+        30.0,
+        ge=0,
+        description="seconds of steps after which each rank gets a second process, with all "
+        "imports done, to take its place after a fault; null: never, saves its memory",
+    )
     metrics_host: str = Field("127.0.0.1", description="address on which ranks answer scrapes")
     metrics_port: int = Field(9400, ge=0, le=65000, description="of local rank 0; 0: no metrics")
 

@@ -14,7 +14,7 @@ class NoResourcesError(AttemptFailedError):
 
 
 class ReplanError(AlexnetError):
-    """The cluster is no longer what the group was planned for, before it could start."""
+    """The cluster is no longer what the group was planned for; no work is lost."""
 
 
 class StoppedError(AlexnetError):

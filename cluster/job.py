@@ -3,7 +3,7 @@
 import logging
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 os.environ.setdefault("RAY_AUTH_MODE", "token")  # before Ray reads it
@@ -26,6 +26,7 @@ from cluster.errors import (
     StoppedError,
     one_line,
 )
+from cluster.growth import Growth
 from cluster.history import History
 from cluster.lease import Lease
 from cluster.plan import Plan, plan_workers
@@ -132,12 +133,15 @@ class Job:
         self._stop = stop
         self._screen = screen
         self._trains = False
+        self._group: WorkerGroup | None = None  # of the attempt before
+        self._groups = ExitStack()  # ends it
         self._gpus: int | None = None  # of a rank, once there has been room
 
     def run(self) -> dict[str, Any]:
         """Train, and leave a summary."""
         try:
-            outcome = self._outcome()
+            with self._groups:
+                outcome = self._outcome()
             self._lease.check()
         except BaseException as error:
             self._failed(error)
@@ -162,14 +166,12 @@ class Job:
         Two attempts in a row that get no further than the ones before are enough: it is no
         accident.
         """
-        history, limits, barren = self._history, self._config.cluster, 0
+        history, limits, failures, barren = self._history, self._config.cluster, 0, 0
         while True:
-            history.attempts += 1
             before = history.furthest
             try:
                 return self._attempt()
             except ReplanError as change:
-                history.attempts -= 1
                 self._screen.say(str(change))
                 continue
             except AttemptFailedError as failure:
@@ -177,8 +179,9 @@ class Job:
                     raise StoppedError(str(failure)) from failure
                 if isinstance(failure, NoResourcesError) and self._gpus is None:
                     raise
+                failures += 1
                 barren = barren + 1 if history.furthest == before else 0
-                if history.attempts > limits.max_restarts or barren == 2:
+                if failures > limits.max_restarts or barren == 2:
                     raise AttemptFailedError(str(failure)) from failure
                 self._screen.say(f"{failure}; starting again from the newest checkpoint")
             self._stop.sleep(min(limits.restart_delay * 2**barren, LONGEST_DELAY))
@@ -189,17 +192,27 @@ class Job:
         config, history, plan = self._config, self._history, self._plan()
         history.workers = plan.workers
         self._screen.start(config, plan)
-        with WorkerGroup(config, plan, self._stop, self._plan) as group:
-            self._gpus = plan.gpus_per_worker
-            if self._replace:
-                self._directory.clear()
-                self._replace = False
-            desk = self._lease.next_desk()
-            with Rendezvous(group.meeting_address, group.slots) as rendezvous:
-                watch = Watch(
-                    config, group, self._lease, self._stop, self._screen, history, self._begin
-                )
-                return watch.until_done(group.train(rendezvous, desk))
+        group = self._started(plan)
+        history.attempts += 1
+        self._gpus = plan.gpus_per_worker
+        if self._replace:
+            self._directory.clear()
+            self._replace = False
+        desk = self._lease.next_desk()
+        growth = Growth(plan, self._plan, config.cluster.grow_after)
+        with Rendezvous(group.meeting_address, group.slots) as rendezvous:
+            watch = Watch(
+                config, group, self._lease, self._stop, self._screen, history, self._begin, growth
+            )
+            return watch.until_done(group.train(rendezvous, desk))
+
+    def _started(self, plan: Plan) -> WorkerGroup:
+        """Return a group that waits for work: the one before, if its standbys can take over."""
+        if self._group is None or not self._group.take_over(plan):
+            self._groups.close()
+            group = WorkerGroup(self._config, plan, self._stop, self._plan)
+            self._group = self._groups.enter_context(group)
+        return self._group
 
     def _plan(self) -> Plan:
         return plan_workers(self._config, ray.cluster_resources(), self._gpus)

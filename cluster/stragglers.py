@@ -23,6 +23,7 @@ class Stragglers:
     """Compares the ranks' own work, from what each says of itself, and names a slow one once."""
 
     def __init__(self) -> None:
+        self._first: dict[int, int] = {}  # step that a rank went on from
         self._marks: dict[int, _Mark] = {}
         self._per_step: dict[int, float] = {}
         self._named: set[int] = set()
@@ -36,8 +37,8 @@ class Stragglers:
         return [self._name(rank) for rank in sorted(self._per_step) if self._is_slow(rank)]
 
     def _measure(self, rank: int, status: Status) -> None:
-        if not status.step:  # the step that builds the graph is none to measure
-            return
+        if status.step is None or status.step == self._first.setdefault(rank, status.step):
+            return  # the first step of an attempt, which builds the graph, is none to measure
         now = _Mark(status.step, sum(status.phase_seconds.get(phase, 0.0) for phase in OWN_WORK))
         mark = self._marks.setdefault(rank, now)
         if now.step - mark.step >= STEPS:

@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import ray
 from ray.exceptions import RayError
@@ -11,9 +11,11 @@ from ray.exceptions import RayError
 from alexnet.errors import AlexnetError
 from cluster.board import RankResult, Status
 from cluster.config import JobConfig
-from cluster.errors import AttemptFailedError, one_line
+from cluster.errors import AttemptFailedError, ReplanError, one_line
+from cluster.growth import Growth
 from cluster.history import History, Training
 from cluster.lease import Lease
+from cluster.plan import Plan
 from cluster.screen import Screen
 from cluster.stop import Stop
 from cluster.stragglers import Stragglers
@@ -37,6 +39,7 @@ class Watch:
         screen: Screen,
         history: History,
         began: Callable[[], None],
+        growth: Growth,
     ) -> None:
         """Call `began` once the ranks have restored what they go on from."""
         self._config = config
@@ -46,6 +49,10 @@ class Watch:
         self._screen = screen
         self._history = history
         self._began = began
+        self._stepped_at = math.inf  # the first step of this attempt was seen
+        self._standbys: Literal["none", "starting", "ready"] = "none"
+        self._growth = growth
+        self._larger: Plan | None = None
         self._deadline = math.inf
         self._first_step = 0
         self._step = 0
@@ -62,9 +69,12 @@ class Watch:
             raise
         if len({result.weights_sha256 for result in results}) > 1:
             raise AlexnetError("the ranks ended with different weights: do not use this model")
-        self._account(results[0].step, results[0].phase_seconds)
+        result = results[0]
+        self._account(result.step, result.phase_seconds)
         self._close(failed=False)
-        return results[0]
+        if result.stopped and self._larger and not self._stop.wanted:
+            raise ReplanError(f"step {result.step}: going on as {self._larger}")
+        return result
 
     def _follow(self, running: list[Any]) -> list[RankResult]:
         pending = list(running)
@@ -79,6 +89,8 @@ class Watch:
             self._lease.check()
             self._refuse_standstill()
             self._pass_on_stop()
+            self._keep_standbys()
+            self._grow()
         return [cast(RankResult, results[reference]) for reference in running]
 
     def _close(self, failed: bool) -> None:
@@ -133,6 +145,8 @@ class Watch:
         if not self._training.began:
             self._first_step = step
             self._began()
+        if step > self._first_step:
+            self._stepped_at = min(self._stepped_at, time.monotonic())
         self._step = step
         self._training.at(step, phase_seconds)
         self._history.furthest = max(self._history.furthest, step)
@@ -144,13 +158,35 @@ class Watch:
             raise AttemptFailedError(f"rank {rank}: no progress for {limit:.0f} s")
 
     def _pass_on_stop(self) -> None:
-        if not self._stop.wanted:
-            return
-        if math.isinf(self._deadline):
+        if self._stop.wanted and math.isinf(self._deadline):
             self._screen.say("stopping: writing a last checkpoint")
-            self._group.stop()
-            self._deadline = time.monotonic() + self._config.cluster.stop_timeout
-        elif time.monotonic() > self._deadline:
+            self._end_ranks()
+        if time.monotonic() > self._deadline:
             raise AttemptFailedError(
                 f"no checkpoint within {self._config.cluster.stop_timeout:.0f} s of the stop"
             )
+
+    def _end_ranks(self) -> None:
+        self._group.stop()
+        self._deadline = time.monotonic() + self._config.cluster.stop_timeout
+
+    def _keep_standbys(self) -> None:
+        """Start them once training is under way, and tell when they are ready."""
+        after = self._config.cluster.standby_after
+        if after is None:
+            return
+        if self._standbys == "none" and time.monotonic() > self._stepped_at + after:
+            self._standbys = "starting"
+            self._group.prepare_standbys()
+        if self._standbys == "starting" and self._group.standbys_ready:
+            self._standbys = "ready"
+            self._screen.say(f"standby ready: {len(self._group.slots)} warm processes")
+
+    def _grow(self) -> None:
+        """Have the ranks write a checkpoint and end, once there is room for more of them."""
+        if self._larger or self._stop.wanted or not self._training.began:
+            return
+        self._larger = self._growth.look()
+        if self._larger:
+            self._screen.say(f"room for {self._larger}: writing a checkpoint to go on with them")
+            self._end_ranks()

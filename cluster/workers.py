@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 import socket
 import sys
 import time
@@ -55,10 +56,18 @@ class Place:
 
 
 class Worker:
-    """One process. It trains in one thread and listens to the driver in others."""
+    """One process. It trains in one thread and listens to the driver in others.
+
+    SIGTERM, as a node that is taken away sends it, is one rank's wish that all of them stop.
+    """
 
     def __init__(self) -> None:
         self._board = Board()
+        signal.signal(signal.SIGTERM, lambda number, frame: self._board.stop.set())
+
+    def warm_up(self) -> None:
+        """Import all that training needs. No device is touched, no variable of a rank read."""
+        import cluster.rank  # noqa: F401
 
     def place(self) -> Place:
         """Tell where this is."""
@@ -101,7 +110,11 @@ class Worker:
 
 
 class WorkerGroup:
-    """`workers` processes in a placement group. Leaving the context ends every one of them."""
+    """`workers` processes in a placement group. Leaving the context ends every one of them.
+
+    It may hold a second process for each rank, which has done its imports and waits. After a
+    fault these take over, so that nothing of a process that has failed is used again.
+    """
 
     def __init__(
         self, config: JobConfig, plan: Plan, stop: Stop, replan: Callable[[], Plan]
@@ -115,7 +128,10 @@ class WorkerGroup:
         self._stop = stop
         self._replan = replan
         self._timeout = config.cluster.start_timeout
-        self._workers: list[Any] = []
+        self._workers: list[Any] = []  # by rank, as the next three
+        self._bundles: list[int] = []
+        self._standbys: list[Any] = []
+        self._warm: list[Any] = []  # references, ready once the standby is
         self._reserved = placement_group([plan.bundle] * plan.workers, strategy="PACK")
 
     def __enter__(self) -> "WorkerGroup":
@@ -148,8 +164,8 @@ class WorkerGroup:
         for worker, slot, place in zip(self._workers, self.slots, self._places, strict=True):
             interface = "lo" if self._on_one_node else place.interface
             environment = rendezvous.environment(slot, interface, timeout)
-            if not place.gpus:  # Ray hides none from a worker that asked for none
-                environment["CUDA_VISIBLE_DEVICES"] = ""
+            # Said by us: Ray hides no GPU from a process that asked for none, as standbys do.
+            environment["CUDA_VISIBLE_DEVICES"] = ",".join(place.gpus)
             references.append(worker.train.remote(self._config, slot.rank, environment, desk))
         return references
 
@@ -176,15 +192,44 @@ class WorkerGroup:
         for worker in self._workers:
             worker.stop.remote()
 
+    def prepare_standbys(self) -> None:
+        """Start a process for each rank that may take its place."""
+        self._standbys = [self._worker(bundle, is_standby=True) for bundle in self._bundles]
+        self._warm = [standby.warm_up.remote() for standby in self._standbys]
+
+    @property
+    def standbys_ready(self) -> bool:
+        """Whether each rank has a process that may take its place at once."""
+        return len(_ready(self._warm)) == len(self._workers)
+
+    def take_over(self, plan: Plan) -> bool:
+        """End the processes that have trained and let the standbys be the ranks.
+
+        Those still at their imports will do: they are ahead of new ones.
+
+        Returns:
+            False, and nothing has changed, unless each rank of `plan` has a standby that lives.
+        """
+        if plan != self._plan or not self._standbys:
+            return False
+        try:
+            ray.get(_ready(self._warm))
+        except RayError:
+            return False
+        _kill(self._workers)
+        self._workers, self._standbys, self._warm = self._standbys, [], []
+        return True
+
     def _start(self) -> None:
         self._await_room()
-        workers = [self._worker(index) for index in range(self._plan.workers)]
-        self._workers = workers
+        bundles = range(self._plan.workers)
+        self._workers = [self._worker(bundle) for bundle in bundles]
         places = self._await_places()
         # Node by node, so that ranks are numbered as Horovod expects.
-        ordered = sorted(zip(places, workers, strict=True), key=lambda pair: pair[0].address)
-        self._places: list[Place] = [place for place, _ in ordered]
-        self._workers = [worker for _, worker in ordered]
+        ordered = sorted(bundles, key=lambda bundle: places[bundle].address)
+        self._places: list[Place] = [places[bundle] for bundle in ordered]
+        self._workers = [self._workers[bundle] for bundle in ordered]
+        self._bundles = ordered
         self.slots = assign_ranks(Counter(place.address for place in self._places))
 
     def _await_room(self) -> None:
@@ -209,23 +254,36 @@ class WorkerGroup:
         places: list[Place] = ray.get(asked, timeout=self._timeout)
         return places
 
-    def _worker(self, bundle: int) -> Any:
+    def _worker(self, bundle: int, is_standby: bool = False) -> Any:
+        """Start a process. A standby is given what its rank has, once it takes that one's place."""
         strategy = PlacementGroupSchedulingStrategy(self._reserved, bundle)
         actor = ray.remote(max_restarts=0, concurrency_groups={"control": 2})(Worker)
         return actor.options(
-            num_cpus=self._plan.cpus_per_worker,
-            num_gpus=self._plan.gpus_per_worker,
+            num_cpus=0 if is_standby else self._plan.cpus_per_worker,
+            num_gpus=0 if is_standby else self._plan.gpus_per_worker,
             scheduling_strategy=strategy,
         ).remote()
 
     def _end(self) -> None:
         try:
-            for worker in self._workers:
-                with suppress(RayError):
-                    ray.kill(worker, no_restart=True)
+            _kill([*self._workers, *self._standbys])
         finally:
             with suppress(RayError):
                 remove_placement_group(self._reserved)
+
+
+def _ready(references: list[Any]) -> list[Any]:
+    """Return those whose method has returned, or failed."""
+    if not references:
+        return []
+    ready: list[Any] = ray.wait(references, num_returns=len(references), timeout=0)[0]
+    return ready
+
+
+def _kill(workers: list[Any]) -> None:
+    for worker in workers:
+        with suppress(RayError):
+            ray.kill(worker, no_restart=True)
 
 
 def _interface_of(address: str) -> str:

@@ -246,6 +246,29 @@ def test_killed_rank_changes_nothing(job: Job, unbroken: dict[str, Any]) -> None
     assert sorted(set(steps)) == list(range(1, STEPS + 1))
 
 
+def test_standbys_take_the_place_of_a_lost_group(job: Job, unbroken: dict[str, Any]) -> None:
+    driver = job.start("cluster.standby_after=0")
+    wait_until(lambda: job.reached(6), 120, "six steps")
+    killed_at = time.time()
+    rank_processes(job.run)[-1].kill()
+    wait_until(lambda: "starting again" in job.output, 30, "a second attempt")
+    wait_until(lambda: len(rank_processes(job.run)) == 2, 30, "ranks")
+    assert all(process.create_time() < killed_at for process in rank_processes(job.run))
+    assert driver.wait(timeout=300) == 0, job.output
+    assert job.summary["attempts"] == 2
+    assert job.summary["weights_sha256"] == unbroken["weights_sha256"]
+
+
+def test_sigterm_to_a_rank_stops_all_with_a_checkpoint(job: Job, unbroken: dict[str, Any]) -> None:
+    driver = job.start()
+    wait_until(lambda: job.reached(6), 120, "six steps")
+    rank_processes(job.run)[-1].terminate()
+    assert driver.wait(timeout=60) == 75, job.output
+    assert job.summary["status"] == "preempted"
+    assert job.train() == 0, job.output
+    assert job.summary["weights_sha256"] == unbroken["weights_sha256"]
+
+
 def test_killed_driver_leaves_nobody_and_goes_on_in_float32(job: Job, submitted: Submitted) -> None:
     """With as many workers, sums need not be exact for the same bits."""
     driver = job.start(*FLOAT32)
