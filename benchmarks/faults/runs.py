@@ -34,7 +34,7 @@ schedule: {{{{learning_rate: 0.01, warmup_steps: 5}}}}
 checkpoint: {{{{every: {EVERY}}}}}
 cluster:
   {{{{workers: 2, threads_per_worker: 1, metrics_port: {{port}}, start_timeout: 60,
-  stall_timeout: {STALL_SECONDS}}}}}
+  stall_timeout: {STALL_SECONDS}, standby_after: null}}}}
 """
 
 
