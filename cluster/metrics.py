@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable, Mapping
 from functools import partial
+from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
 
@@ -65,6 +66,7 @@ class Metrics(Hook):
             self._save_failures = counter(
                 "checkpoint_failures", "Checkpoints that the disk has failed to take."
             )
+            self._spikes = counter("loss_spikes", "Jumps of the training loss.")
             self._top1 = gauge("eval_top1_ratio", "Held-out top-1 of the last evaluation.")
             self._saved_step = gauge("checkpoint_step", "Steps in the last whole checkpoint.")
             self._saved_time = gauge(
@@ -119,6 +121,10 @@ class Metrics(Hook):
     def on_checkpoint_failure(self) -> None:
         """Rank 0 could not write a checkpoint; the ones before are still there."""
         self._save_failures.inc()
+
+    def on_loss_spike(self, record: dict[str, Any]) -> None:
+        """Rank 0 has seen the training loss jump."""
+        self._spikes.inc()
 
     def _count(self) -> None:
         """Add to counters what others keep count of."""

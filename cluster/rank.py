@@ -23,6 +23,7 @@ from alexnet.hooks import (
     TensorBoard,
 )
 from alexnet.records import JsonLines
+from alexnet.spikes import LossSpikes
 from alexnet.step import TrainStep, model_variables
 from alexnet.task import Task
 from alexnet.trainer import Hook, Phases, StepEvent, Trainer
@@ -169,7 +170,7 @@ def _observers(
         phases,
         restored_step=first_step or None,
     )
-    return [*hooks, lines, save]
+    return [*hooks, LossSpikes([*sinks, metrics.on_loss_spike]), lines, save]
 
 
 class _Heartbeat(Hook):

@@ -50,6 +50,8 @@ class Screen:
             self.say(f"{step}  skipped an image: {record['reason']}")
         elif kind == "skipped":
             self.say(f"{step}  skipped: loss or gradients are not finite")
+        elif kind == "loss_spike":
+            self.say(f"{step}  loss {record['loss']:.4g}: it has been about {record['usual']:.4g}")
 
     def end(self, summary: dict[str, Any]) -> None:
         """Print what has become of the run."""

@@ -391,3 +391,19 @@ def test_a_lost_node_is_done_without(
         assert (workers[0], workers[-1]) == ("3", "2")
         assert job.summary["world_size"] == 2
         assert job.summary["weights_sha256"] == unbroken["weights_sha256"]
+
+
+@pytest.mark.slow
+def test_a_node_that_joins_is_used(tmp_path: Path, digits: Path, unbroken: dict[str, Any]) -> None:
+    with ray_cluster(2, tmp_path) as small:
+        job = Job(tmp_path, digits, small)
+        auto = ("cluster.workers=auto", "cluster.max_workers=3", "cluster.grow_after=0.1")
+        driver = job.start(*auto)
+        wait_until(lambda: "2 Horovod workers" in job.output, 60, "a group of two")
+        with ray_node(small, 1, tmp_path):
+            assert driver.wait(timeout=300) == 0, job.output
+        assert "room for 3 workers" in job.output
+        assert job.summary["world_size"] == 3
+        assert job.summary["attempts"] == 2
+        assert job.summary["wall_seconds"]["replay"] == 0
+        assert job.summary["weights_sha256"] == unbroken["weights_sha256"]
