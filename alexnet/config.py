@@ -147,11 +147,22 @@ class TrainConfig(Settings):
 class CheckpointConfig(Settings):
     """When rank 0 writes the state, and how much of it is kept."""
 
+    path: str | None = Field(
+        None, description="URI in an object store (s3://...); null: checkpoints/ below run_dir"
+    )
     every: int = Field(200, ge=0, description="steps between checkpoints; 0: only at the end")
     keep: int = Field(3, ge=1, description="newest checkpoints kept")
     max_failures: int = Field(
         3, ge=1, description="writes in a row that the disk may fail before the run ends"
     )
+
+    @field_validator("path")
+    @classmethod
+    def _far(cls, name: str | None) -> str | None:
+        refuse_credentials(name or "")
+        if name and (name.startswith("file:") or "://" not in name):
+            raise ValueError(f"{name} is not in an object store; checkpoints on disk: set run_dir")
+        return name
 
 
 class RunConfig(Settings):

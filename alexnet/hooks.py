@@ -8,7 +8,8 @@ from typing import Any
 
 import tensorflow as tf
 
-from alexnet.checkpoint import BackgroundWriter, state_sha256
+from alexnet.background_writer import BackgroundWriter
+from alexnet.checkpoint import state_sha256
 from alexnet.errors import AlexnetError, BadNumbersError
 from alexnet.evaluation import Evaluation, Evaluator
 from alexnet.exchange import Exchange

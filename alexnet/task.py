@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import keras
+import yaml
 
-from alexnet import checkpoint
+from alexnet.archive import Archive, open_archive
+from alexnet.checkpoint import Checkpoint, read
 from alexnet.config import DataConfig, ModelConfig, RunConfig
 from alexnet.data.batches import Batches, evaluation_batches, training_batches
 from alexnet.data.order import Order, share
@@ -135,7 +137,7 @@ class Task:
             },
         }
 
-    def restore(self, saved: checkpoint.Checkpoint) -> None:
+    def restore(self, saved: Checkpoint) -> None:
         """Take over the state of a checkpoint of this very run.
 
         Raises:
@@ -179,11 +181,12 @@ def evaluator(
     return Evaluator(model, batches, partial(exchange.sum, name="evaluation"))
 
 
-def evaluate_checkpoint(path: Path, dataset_path: str | None, best: bool = False) -> dict[str, Any]:
+def evaluate_checkpoint(name: str, dataset_path: str | None, best: bool = False) -> dict[str, Any]:
     """Score a checkpoint on a dataset's validation split, in this process.
 
     Args:
-        path: a checkpoint folder, or a run directory: then its newest one that verifies.
+        name: a checkpoint folder; or a run directory, or the URI of its archive: then its newest
+            one that verifies.
         dataset_path: a prepared set; None: the one that it was trained on.
         best: of a run directory, the one that scored highest while it was trained.
 
@@ -191,34 +194,47 @@ def evaluate_checkpoint(path: Path, dataset_path: str | None, best: bool = False
         DataError: no checkpoint that verifies, or no such dataset.
         ConfigError: the dataset's classes are not the checkpoint's.
     """
-    saved = _best(path) if best else _newest(path)
-    name = dataset_path or saved.facts["dataset"]
+    saved = _best(name) if best else _newest(name)
+    path = dataset_path or saved.facts["dataset"]
     settings = dict(saved.facts["model"])
-    data = DataConfig(path=name, **{name: settings.pop(name) for name in VIEW})
+    data = DataConfig(path=path, **{key: settings.pop(key) for key in VIEW})
     dataset = open_dataset(data)
     classes, mean, std = map(settings.pop, ("classes", "mean", "std"))
     if list(dataset.classes) != classes:
         raise ConfigError(
-            f"{name}: its {len(dataset.classes)} classes are not the {len(classes)} that "
+            f"{path}: its {len(dataset.classes)} classes are not the {len(classes)} that "
             f"{saved.path} was trained on"
         )
     model = build_model(ModelConfig(**settings), data.image_size, len(classes), mean, std)
-    for name, variable in model_variables(model).items():
-        variable.assign(saved.state[name])
+    for key, variable in model_variables(model).items():
+        variable.assign(saved.state[key])
     score = evaluator(model, dataset, data, saved.facts["order"]["micro_batch"], Alone())
     return {"checkpoint": str(saved.path), "step": saved.step, **score()}
 
 
-def _newest(path: Path) -> checkpoint.Checkpoint:
-    is_run = (path / "checkpoints").is_dir()
-    saved = checkpoint.newest(path / "checkpoints") if is_run else checkpoint.read(path)
+def _newest(name: str) -> Checkpoint:
+    archive = _archive(name)
+    saved = archive.newest() if archive else read(Path(name))
     if saved is None:
-        raise DataError(f"{path}: no checkpoint that verifies")
+        raise DataError(f"{name}: no checkpoint that verifies")
     return saved
 
 
-def _best(path: Path) -> checkpoint.Checkpoint:
-    marked = checkpoint.best(path / "checkpoints")
-    if marked is None:
-        raise DataError(f"{path}: no run directory with a best checkpoint; leave --best out")
-    return checkpoint.read_step(path / "checkpoints", marked.step)
+def _best(name: str) -> Checkpoint:
+    archive = _archive(name)
+    marked = archive.best() if archive else None
+    if archive is None or marked is None:
+        raise DataError(f"{name}: no run with a best checkpoint; leave --best out")
+    return archive.read_step(marked.step)
+
+
+def _archive(name: str) -> Archive | None:
+    """Return the archive that `name` stands for, unless it is a checkpoint."""
+    run = Path(name)
+    if "://" in name:
+        return open_archive(run, name)
+    try:
+        settings = yaml.safe_load((run / "config.yaml").read_text())
+    except FileNotFoundError:
+        return open_archive(run, None) if (run / "checkpoints").is_dir() else None
+    return open_archive(run, settings["checkpoint"].get("path"))

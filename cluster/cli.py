@@ -161,11 +161,11 @@ def train(config: Path, overrides: tuple[str, ...], replace: bool, print_config:
 
 
 @cli.command()
-@click.argument("checkpoint", type=click.Path(path_type=Path))
+@click.argument("checkpoint")
 @click.argument("dataset", required=False)
 @click.option("--best", is_flag=True, help="Of a run: the one that scored highest, not the newest.")
-def evaluate(checkpoint: Path, dataset: str | None, best: bool) -> None:
-    """Score CHECKPOINT, a run directory or one of its checkpoints, on DATASET's validation split.
+def evaluate(checkpoint: str, dataset: str | None, best: bool) -> None:
+    """Score CHECKPOINT, a run or one of its checkpoints, on DATASET's validation split.
 
     Without DATASET, on the one that the run was trained on. Prints JSON.
     """

@@ -35,7 +35,7 @@ class ClusterConfig(Settings):
     stop_timeout: float = Field(30.0, gt=0, description="seconds to a last checkpoint on SIGTERM")
     max_restarts: int = Field(3, ge=0, description="times that failed ranks are started again")
     restart_delay: float = Field(
-        1.0, ge=0, description="seconds before a restart; doubles while they get no further"
+        5.0, ge=0, description="seconds before a restart after an attempt that got no further"
     )
     grow_after: float = Field(
         30.0, gt=0, description="auto: seconds of room for more ranks until the group takes it"

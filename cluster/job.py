@@ -11,7 +11,7 @@ os.environ.setdefault("RAY_AUTH_MODE", "token")  # before Ray reads it
 import ray
 from ray.exceptions import RayError
 
-from alexnet import checkpoint
+from alexnet.archive import Archive, open_archive
 from alexnet.data.prepare import prepare
 from alexnet.data.shards import MANIFEST, ShardSet
 from alexnet.data.storage import Location
@@ -37,8 +37,6 @@ from cluster.stop import Stop
 from cluster.watch import Watch
 from cluster.workers import WorkerGroup
 
-LONGEST_DELAY = 60.0  # seconds
-
 
 def run_job(config: JobConfig, replace: bool, screen: Screen, stop: Stop) -> dict[str, Any]:
     """Train as configured, in the run directory, and return what `summary.json` says.
@@ -60,8 +58,9 @@ def run_job(config: JobConfig, replace: bool, screen: Screen, stop: Stop) -> dic
             plan = plan_workers(config, ray.cluster_resources())
             if is_own:
                 plan.check_fits(ray.cluster_resources())
-            with Lease(config.run_path) as lease:
-                job = Job(config, replace, directory, lease, history, stop, screen)
+            archive = open_archive(config.run_path, config.checkpoint.path)
+            with Lease(config.run_path, archive) as lease:
+                job = Job(config, replace, directory, archive, lease, history, stop, screen)
                 return job.run()
     except RayError as error:
         raise AlexnetError(f"Ray: {one_line(error)}") from error
@@ -120,6 +119,7 @@ class Job:
         config: JobConfig,
         replace: bool,
         directory: RunDirectory,
+        archive: Archive,
         lease: Lease,
         history: History,
         stop: Stop,
@@ -128,6 +128,7 @@ class Job:
         self._config = config
         self._replace = replace
         self._directory = directory
+        self._archive = archive
         self._lease = lease
         self._history = history
         self._stop = stop
@@ -184,7 +185,8 @@ class Job:
                 if failures > limits.max_restarts or barren == 2:
                     raise AttemptFailedError(str(failure)) from failure
                 self._screen.say(f"{failure}; starting again from the newest checkpoint")
-            self._stop.sleep(min(limits.restart_delay * 2**barren, LONGEST_DELAY))
+            if barren:
+                self._stop.sleep(limits.restart_delay)
             history.ledger.close("idle")
 
     def _attempt(self) -> RankResult:
@@ -197,6 +199,7 @@ class Job:
         self._gpus = plan.gpus_per_worker
         if self._replace:
             self._directory.clear()
+            self._archive.clear()
             self._replace = False
         desk = self._lease.next_desk()
         growth = Growth(plan, self._plan, config.cluster.grow_after)
@@ -224,7 +227,7 @@ class Job:
 
     def _stopped(self, error: StoppedError) -> dict[str, Any]:
         """Return the summary of a launch that was asked to end, and then lost its ranks."""
-        saved = checkpoint.newest(self._config.run_path / "checkpoints")
+        saved = self._archive.newest()
         if saved is None:
             raise AlexnetError(f"stopped without a checkpoint: {error}") from error
         self._screen.say(f"{error}; the newest checkpoint is of step {saved.step}")

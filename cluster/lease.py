@@ -3,16 +3,15 @@
 A driver renews `lease.json` for as long as it lives, and leaves a run alone that another one still
 renews. It compares no clocks: it looks whether the file changes.
 
-For every attempt it gives rank 0 a desk of its own below `checkpoints/`, numbered by a generation,
-and takes those of earlier ones away. Rank 0 changes checkpoints only by renames into and out of its
-desk, so that whoever was left behind, a frozen rank or a driver thought dead, can commit nothing.
+For every attempt it gives rank 0 a desk of its own in the archive of checkpoints, numbered by a
+generation, and takes those of earlier ones away, so that whoever was left behind, a frozen rank or
+a driver thought dead, can commit nothing.
 """
 
 import fcntl
 import json
 import os
 import secrets
-import shutil
 import socket
 import threading
 import time
@@ -23,7 +22,7 @@ from typing import Any
 
 import psutil
 
-from alexnet.checkpoint import take_over
+from alexnet.archive import Archive, Desk
 from alexnet.errors import AlexnetError, ConfigError
 
 LEASE, LOCK = "lease.json", ".lease.lock"
@@ -35,16 +34,21 @@ class Lease:
     """The right to write to the run directory `run`, while in its context."""
 
     def __init__(
-        self, run: Path, renew: float = RENEW_SECONDS, expire: float = EXPIRE_SECONDS
+        self,
+        run: Path,
+        archive: Archive,
+        renew: float = RENEW_SECONDS,
+        expire: float = EXPIRE_SECONDS,
     ) -> None:
         """Renew every `renew` seconds; one that has not changed for `expire` is nobody's."""
         self._run = run
+        self._archive = archive
         self._renew = renew
         self._expire = expire
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._keep, name="lease", daemon=True)
         self._lost = False
-        self._desk: Path | None = None
+        self._desk: Desk | None = None
         self._record: dict[str, Any] = {
             "holder": secrets.token_hex(8),
             "host": socket.gethostname(),
@@ -73,7 +77,7 @@ class Lease:
         self._thread.join()
         if self.held:
             if self._desk:
-                shutil.rmtree(self._desk, ignore_errors=True)
+                self._desk.leave()
             self._record["holder"] = None
             self._write()
 
@@ -87,13 +91,13 @@ class Lease:
         if self._lost:
             raise AlexnetError(f"{self._run}: another job has taken this run over")
 
-    def next_desk(self) -> Path:
-        """Begin an attempt: return the folder from which its rank 0 commits checkpoints."""
+    def next_desk(self) -> Desk:
+        """Begin an attempt: return the desk from which its rank 0 commits checkpoints."""
         self.check()
         self._record["generation"] += 1
         self._write()
         name = f"{self._record['generation']}-{self._record['holder']}"
-        self._desk = take_over(self._run / "checkpoints", name)
+        self._desk = self._archive.take_over(name)
         return self._desk
 
     def _is_held(self, record: dict[str, Any]) -> bool:

@@ -7,12 +7,13 @@ a process does so only once its environment is set.
 import logging
 import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import tensorflow as tf
 
-from alexnet.checkpoint import BackgroundWriter, newest, state_sha256
+from alexnet.archive import Desk
+from alexnet.background_writer import BackgroundWriter
+from alexnet.checkpoint import state_sha256
 from alexnet.evaluation import Evaluation
 from alexnet.hooks import (
     CheckReplicas,
@@ -35,7 +36,7 @@ from cluster.metrics import Metrics
 log = logging.getLogger(__name__)
 
 
-def train_rank(config: JobConfig, board: Board, desk: Path) -> RankResult:
+def train_rank(config: JobConfig, board: Board, desk: Desk) -> RankResult:
     """Train as one of the ranks, the one that Horovod's environment variables describe.
 
     Rank 0 writes its checkpoints on `desk`.
@@ -65,11 +66,11 @@ def configure_tensorflow(config: JobConfig) -> int:
     return threads
 
 
-def _train(config: JobConfig, exchange: HorovodExchange, board: Board, desk: Path) -> RankResult:
+def _train(config: JobConfig, exchange: HorovodExchange, board: Board, desk: Desk) -> RankResult:
     board.progress()
     log.info("rank %d of %d", exchange.rank, exchange.world_size)
     task = Task.build(config, exchange, board.bad_row)
-    saved = newest(config.run_path / "checkpoints") if exchange.rank == 0 else None
+    saved = desk.newest() if exchange.rank == 0 else None
     if saved:
         log.info("restoring %s", saved.path)
         task.restore(saved)
@@ -124,7 +125,7 @@ def _observers(
     phases: Phases,
     board: Board,
     first_step: int,
-    desk: Path,
+    desk: Desk,
 ) -> list[Hook]:
     """Hooks without collective calls, so that ranks may have different ones."""
     images = len(task.share) * config.train.micro_batch

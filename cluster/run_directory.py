@@ -31,7 +31,7 @@ class RunDirectory:
         self.before = self._summary()  # of the launch before, if it has ended
 
     def clear(self) -> None:
-        """Delete what a run has left, all but the lease."""
+        """Delete what a run has left, all but the lease and an archive elsewhere."""
         for name in sorted(ENTRIES - {LEASE}):
             entry = self._path / name
             shutil.rmtree(entry) if entry.is_dir() else entry.unlink(missing_ok=True)

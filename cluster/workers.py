@@ -21,6 +21,7 @@ from ray.exceptions import RayError
 from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from alexnet.archive import Desk
 from alexnet.errors import AlexnetError
 from cluster.board import Board, RankResult, Status
 from cluster.config import JobConfig
@@ -76,7 +77,7 @@ class Worker:
         return Place(address=address, interface=_interface_of(address), gpus=gpus)
 
     def train(
-        self, config: JobConfig, rank: int, environment: dict[str, str], desk: Path
+        self, config: JobConfig, rank: int, environment: dict[str, str], desk: Desk
     ) -> RankResult | RankFailure:
         """Train as `rank`; its output goes to a log file of its own."""
         _log_to(config.run_path / "logs" / f"rank-{rank}.log")
@@ -157,7 +158,7 @@ class WorkerGroup:
         """Where the driver must listen for all ranks to reach it."""
         return LOOPBACK if self._on_one_node else ray.util.get_node_ip_address()
 
-    def train(self, rendezvous: Rendezvous, desk: Path) -> list[Any]:
+    def train(self, rendezvous: Rendezvous, desk: Desk) -> list[Any]:
         """Start training on every rank; return a Ray reference a rank, in order."""
         timeout = self._config.cluster.collective_timeout
         references = []

@@ -15,20 +15,10 @@ import numpy.typing as npt
 import psutil
 import pytest
 
-from alexnet import checkpoint
-from alexnet.checkpoint import (
-    BackgroundWriter,
-    Best,
-    Checkpoint,
-    best,
-    mark_best,
-    newest,
-    prune,
-    read,
-    state_sha256,
-    take_over,
-)
+from alexnet.background_writer import BackgroundWriter
+from alexnet.checkpoint import Best, Checkpoint, read, state_sha256
 from alexnet.errors import EXIT_CONFIG, EXIT_DATA, AlexnetError, ConfigError, DataError
+from alexnet.folder_archive import FolderArchive, FolderDesk
 from tests.clusters import ROOT, wait_until
 
 State = dict[str, npt.NDArray[Any]]
@@ -48,7 +38,23 @@ def state(seed: int = 0) -> State:
 
 
 def write(folder: Path, step: int, state: State, facts: dict[str, Any]) -> Path:
-    return checkpoint.write(take_over(folder, "test"), step, state, facts)
+    return take_over(folder, "test").write(step, state, facts)
+
+
+def take_over(folder: Path, name: str) -> FolderDesk:
+    return FolderArchive(folder).take_over(name)
+
+
+def newest(folder: Path) -> Checkpoint | None:
+    return FolderArchive(folder).newest()
+
+
+def best(folder: Path) -> Best | None:
+    return FolderArchive(folder).best()
+
+
+def tidy(folder: Path, keep: int) -> None:
+    FolderDesk(folder / ".desk-test").tidy(step=10**7, keep=keep)
 
 
 def finite(seed: int = 0) -> State:
@@ -206,7 +212,7 @@ def frozen_writer(folder: Path, desk: Path, at: str) -> "subprocess.Popen[str]":
 def test_a_writer_that_wakes_up_late_changes_nothing(tmp_path: Path, at: str, taken: bool) -> None:
     for step in (4, 5):
         write(tmp_path, step, state(step), FACTS)
-    writer = frozen_writer(tmp_path, take_over(tmp_path, "old"), at)
+    writer = frozen_writer(tmp_path, take_over(tmp_path, "old").path, at)
     before = names(tmp_path)
     if taken:
         take_over(tmp_path, "new")
@@ -237,7 +243,7 @@ def test_prune_keeps_the_newest(tmp_path: Path, keep: int, left: list[int]) -> N
     for step in (1000, 30, 5, 200):
         write(tmp_path, step, state(), FACTS)
     (tmp_path / "best").mkdir()
-    prune(tmp_path / ".desk-test", keep)
+    tidy(tmp_path, keep)
     assert names(tmp_path) == ["best", *(f"step-{step:08d}" for step in left)]
 
 
@@ -261,10 +267,10 @@ def best_step(folder: Path) -> int | None:
 def test_prune_keeps_the_best(tmp_path: Path) -> None:
     desk = take_over(tmp_path, "test")
     for step in range(1, 7):
-        checkpoint.write(desk, step, state(), FACTS)
+        desk.write(step, state(), FACTS)
         if step in (2, 3):
-            mark_best(desk, Best(step=step, top1=step / 10))
-        prune(desk, 2)
+            desk.mark_best(Best(step=step, top1=step / 10))
+        desk.tidy(step, 2)
     assert names(tmp_path) == ["best.json", *(f"step-{step:08d}" for step in (3, 5, 6))]
     assert best(tmp_path) == Best(step=3, top1=0.3)
     assert json.loads((tmp_path / "best.json").read_text()) == {"step": 3, "top1": 0.3}
@@ -276,7 +282,7 @@ def test_prune_keeps_the_last_one_that_verifies(tmp_path: Path, damaged: tuple[i
         path = write(tmp_path, step, state(), FACTS)
         if step in damaged:
             damage(path / "state.safetensors")
-    prune(tmp_path / ".desk-test", 2)
+    tidy(tmp_path, 2)
     found = newest(tmp_path)
     assert found is not None
     assert found.step == max(set(range(1, 7)) - {*damaged})
@@ -285,7 +291,8 @@ def test_prune_keeps_the_last_one_that_verifies(tmp_path: Path, damaged: tuple[i
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"step": 5}', '{"step": "x", "top1": 1}'])
 def test_a_damaged_mark_is_forgotten(tmp_path: Path, content: str) -> None:
-    mark_best(write(tmp_path, 5, state(), FACTS).parent / ".desk-test", Best(step=5, top1=0.5))
+    write(tmp_path, 5, state(), FACTS)
+    FolderDesk(tmp_path / ".desk-test").mark_best(Best(step=5, top1=0.5))
     assert best_step(tmp_path) == 5
     (tmp_path / "best.json").write_text(content)
     assert best(tmp_path) is None
@@ -293,7 +300,7 @@ def test_a_damaged_mark_is_forgotten(tmp_path: Path, content: str) -> None:
 
 def test_a_best_that_is_gone_is_none(tmp_path: Path) -> None:
     path = write(tmp_path, 5, state(), FACTS)
-    mark_best(tmp_path / ".desk-test", Best(step=5, top1=0.5))
+    FolderDesk(tmp_path / ".desk-test").mark_best(Best(step=5, top1=0.5))
     shutil.rmtree(path)
     assert best(tmp_path) is None
 
@@ -304,7 +311,7 @@ def test_a_run_knows_its_best_but_forgets_one_that_it_has_gone_back_from(
 ) -> None:
     write(tmp_path, 8, state(), FACTS)
     desk = take_over(tmp_path, "test")
-    mark_best(desk, Best(step=8, top1=0.5))
+    desk.mark_best(Best(step=8, top1=0.5))
     writer = BackgroundWriter(desk, 2, lambda step: None, restored_step=restored)
     assert best_step(tmp_path) == known
     assert writer.best_top1 == (0.5 if known else -1)

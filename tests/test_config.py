@@ -108,7 +108,7 @@ def test_a_dump_names_every_setting() -> None:
         ("trian.epochs=3", ["unknown key trian", "did you mean train?"]),
         ("train.epoch=3", ["unknown key train.epoch", "did you mean epochs?"]),
         ("data.augment.shft=1", ["unknown key data.augment.shft", "did you mean shift?"]),
-        ("checkpoint.qqq=1", ["unknown key checkpoint.qqq", "known here: every, keep"]),
+        ("checkpoint.qqq=1", ["unknown key checkpoint.qqq", "known here: path, every, keep"]),
         # bounds: the value and the bound
         ("train.epochs=0", ["train.epochs = 0", "greater than or equal to 1"]),
         ("data.image_size=66", ["data.image_size = 66", "greater than or equal to 67"]),

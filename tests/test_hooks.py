@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from alexnet.checkpoint import BackgroundWriter, Best, best, read, take_over
+from alexnet.background_writer import BackgroundWriter
+from alexnet.checkpoint import Best, read
 from alexnet.config import OptimizerConfig
 from alexnet.errors import AlexnetError, BadNumbersError
 from alexnet.evaluation import Evaluation, Evaluator
+from alexnet.folder_archive import FolderArchive
 from alexnet.hooks import Evaluate, LogLines, SaveCheckpoints, StopAtBadNumbers, TensorBoard
 from alexnet.optimizer import Momentum
 from alexnet.step import StepResult
@@ -150,7 +152,7 @@ def test_checkpoints_are_written_every_so_many_steps_and_at_the_end(
     stopped: bool,
 ) -> None:
     told: list[int] = []
-    writer = BackgroundWriter(take_over(tmp_path, "test"), 9, told.append)
+    writer = BackgroundWriter(FolderArchive(tmp_path).take_over("test"), 9, told.append)
     variables = {"x": tf.Variable([1.0, 2.0])}
     hook = SaveCheckpoints(variables, {"seed": 3}, writer, every, Phases(), restored_step)
     drive(hook, steps, stopped)
@@ -162,7 +164,7 @@ def test_checkpoints_are_written_every_so_many_steps_and_at_the_end(
 
 
 def test_a_run_that_had_nothing_to_do_writes_nothing(tmp_path: Path) -> None:
-    writer = BackgroundWriter(take_over(tmp_path, "test"), 9, lambda step: None)
+    writer = BackgroundWriter(FolderArchive(tmp_path).take_over("test"), 9, lambda step: None)
     SaveCheckpoints({}, {}, writer, 3, Phases(), restored_step=6).on_end(6, False)
     assert checkpoints(tmp_path) == []
 
@@ -178,7 +180,7 @@ def test_a_checkpoint_is_of_the_moment_though_training_goes_on(tmp_path: Path) -
             optimizer.apply([tf.ones([1000, 1000])], tf.constant(1.0))
             super().submit(step, state, facts)
 
-    writer = Late(take_over(tmp_path, "test"), 9, lambda step: None)
+    writer = Late(FolderArchive(tmp_path).take_over("test"), 9, lambda step: None)
     hook = SaveCheckpoints(variables, {}, writer, 1, Phases(), None)
     drive(hook, [1, 2])
     for step, (x, v) in {1: (0.0, 0.0), 2: (-1.0, 1.0)}.items():
@@ -193,7 +195,7 @@ class Saving:
     def __init__(self, folder: Path) -> None:
         self.failed: list[int] = []
         self.writer = BackgroundWriter(
-            take_over(folder, "test"),
+            FolderArchive(folder).take_over("test"),
             keep=9,
             written=lambda step: None,
             failed=lambda step, reason: self.failed.append(step),
@@ -242,7 +244,7 @@ def test_a_run_without_its_last_checkpoint_is_not_complete(tmp_path: Path) -> No
 def scored(folder: Path, scores: dict[int, float], restored: int | None = None) -> list[int]:
     """Take six steps, saved every two and scored as told, keeping one; return what is left."""
     writer = BackgroundWriter(
-        take_over(folder, "test"), 1, lambda step: None, restored_step=restored or 0
+        FolderArchive(folder).take_over("test"), 1, lambda step: None, restored_step=restored or 0
     )
     variables = {"x": tf.Variable([1.0, 2.0])}
     save = SaveCheckpoints(variables, {}, writer, 2, Phases(), restored)
@@ -276,7 +278,7 @@ def test_the_best_is_kept(
     tmp_path: Path, scores: dict[int, float], marked: int | None, left: list[int]
 ) -> None:
     assert scored(tmp_path, scores) == left
-    found = best(tmp_path)
+    found = FolderArchive(tmp_path).best()
     if marked is None:
         assert found is None
     else:
@@ -288,20 +290,20 @@ def test_the_best_is_kept(
 def test_the_best_is_known_after_a_restart(tmp_path: Path) -> None:
     scored(tmp_path, {3: 0.5, 6: 0.4})
     assert scored(tmp_path, {9: 0.5}, restored=6) == [3, 12]
-    assert best(tmp_path) == Best(step=3, top1=0.5)
+    assert FolderArchive(tmp_path).best() == Best(step=3, top1=0.5)
 
 
 def test_a_best_that_the_disk_did_not_take_is_not_marked(tmp_path: Path) -> None:
     saving = Saving(tmp_path)
     with full_disk():
         saving.hook.on_evaluation(1, SCORE)
-    assert best(tmp_path) is None
+    assert FolderArchive(tmp_path).best() is None
     saving.hook.on_evaluation(2, {**SCORE, "top1": 0.1})
-    assert best(tmp_path) == Best(step=2, top1=0.1)
+    assert FolderArchive(tmp_path).best() == Best(step=2, top1=0.1)
 
 
 def test_no_checkpoint_of_numbers_that_are_not_finite(tmp_path: Path) -> None:
-    writer = BackgroundWriter(take_over(tmp_path, "test"), 9, lambda step: None)
+    writer = BackgroundWriter(FolderArchive(tmp_path).take_over("test"), 9, lambda step: None)
     variables = {"x": tf.Variable([1.0, 2.0])}
     hook = SaveCheckpoints(variables, {}, writer, 1, Phases(), None)
     drive(hook, [1])

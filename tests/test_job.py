@@ -18,7 +18,7 @@ import psutil
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from alexnet.checkpoint import newest
+from alexnet.folder_archive import FolderArchive
 from tests.clusters import (
     BIN,
     ROOT,
@@ -361,7 +361,7 @@ def test_bad_numbers_end_a_run_on_all_ranks(job: Job) -> None:
     assert job.train("schedule.learning_rate=1e30", "checkpoint.every=1") == 1
     assert "loss or gradients are not finite" in job.output.splitlines()[-1]
     assert job.summary["status"] == "failed"
-    saved = newest(job.run / "checkpoints")
+    saved = FolderArchive(job.run / "checkpoints").newest()
     if saved:
         assert all(np.isfinite(value).all() for value in saved.state.values())
 

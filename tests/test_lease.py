@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from alexnet.errors import AlexnetError, ConfigError
+from alexnet.folder_archive import FolderArchive, FolderDesk
 from cluster.lease import Lease
 from tests.clusters import ROOT, wait_until
 
@@ -43,11 +44,11 @@ def start(processes: ExitStack, run: Path, *host: str) -> "subprocess.Popen[str]
 
 
 def lease(run: Path) -> Lease:
-    return Lease(run, renew=0.2, expire=2.0)
+    return Lease(run, FolderArchive(run / "checkpoints"), renew=0.2, expire=2.0)
 
 
-def desks(run: Path) -> list[Path]:
-    return list((run / "checkpoints").glob(".desk-*"))
+def desks(run: Path) -> list[FolderDesk]:
+    return [FolderDesk(path) for path in (run / "checkpoints").glob(".desk-*")]
 
 
 def test_a_lease_is_given_back(tmp_path: Path) -> None:
@@ -55,7 +56,7 @@ def test_a_lease_is_given_back(tmp_path: Path) -> None:
         with lease(tmp_path) as mine:
             desk = mine.next_desk()
             assert desks(tmp_path) == [desk]
-            assert desk.name.startswith(f".desk-{generation}-")
+            assert desks(tmp_path)[0].path.name.startswith(f".desk-{generation}-")
         assert desks(tmp_path) == []
 
 

@@ -14,7 +14,7 @@ import re
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
@@ -159,6 +159,15 @@ class Location:
                 destination_filesystem=target,
             )
         )
+
+    def delete(self) -> None:
+        """Delete the file, if it is there."""
+
+        def once() -> None:
+            with suppress(FileNotFoundError):
+                self.filesystem.delete_file(self.path)
+
+        self.attempt(once)
 
     @contextmanager
     def fetched(self) -> Iterator[Path]:

@@ -68,7 +68,8 @@ def await_ends(processes: Iterable[psutil.Process], timeout: float) -> dict[int,
             gone[process.pid] = now
             left.remove(process)
         if now > deadline:
-            raise Missed(f"{len(left)} of the old processes alive {timeout:.0f} s after the fault")
+            names = ", ".join(_name(process) for process in left)
+            raise Missed(f"alive {timeout:.0f} s after the fault: {names}")
         time.sleep(POLL_SECONDS)
     return gone
 
@@ -78,12 +79,18 @@ def end_all(folder: Path, grace: float) -> list[str]:
     deadline = time.monotonic() + grace
     while (left := marked(folder)) and time.monotonic() < deadline:
         time.sleep(0.2)
-    names = []
+    names = sorted(map(_name, left))
     for process in left:
         with suppress(psutil.Error):
-            names.append(process.name())
             process.send_signal(signal.SIGKILL)
-    return sorted(names)
+    return names
+
+
+def _name(process: psutil.Process) -> str:
+    try:
+        return process.name()
+    except psutil.Error:
+        return "gone"
 
 
 @contextmanager

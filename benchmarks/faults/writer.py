@@ -19,7 +19,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from alexnet.checkpoint import BackgroundWriter, newest, state_sha256, take_over, write
+from alexnet.background_writer import BackgroundWriter
+from alexnet.checkpoint import state_sha256
+from alexnet.folder_archive import FolderArchive
 
 LAYER = ctypes.CDLL(None)
 KINDS = {"before": 0, "after": 1, "power": 2}
@@ -37,13 +39,13 @@ def state(step: int) -> dict[str, npt.NDArray[np.float32]]:
 def begin(folder: Path, scene: str) -> None:
     """Leave checkpoints 1 and 2, and perhaps a 3, damaged or whole, that is written once more."""
     shutil.rmtree(folder, ignore_errors=True)
-    desk = take_over(folder, "1-first")
+    desk = FolderArchive(folder).take_over("1-first")
     for step in (1, 2):
-        write(desk, step, state(step), FACTS)
+        desk.write(step, state(step), FACTS)
     if scene == "repeats":
-        write(desk, 3, state(3), FACTS)
+        desk.write(3, state(3), FACTS)
     if scene == "replaces":
-        damaged = write(desk, 3, state(9), FACTS) / "state.safetensors"
+        damaged = desk.write(3, state(9), FACTS) / "state.safetensors"
         damaged.write_bytes(damaged.read_bytes()[:-1])
 
 
@@ -60,7 +62,7 @@ def fork_writer(folder: Path, keep: int, n: int, kind: int) -> bytes:
 
     if not process:
         LAYER.chaos_arm(n, kind)
-        writer = BackgroundWriter(take_over(folder, "2-second"), keep, written)
+        writer = BackgroundWriter(FolderArchive(folder).take_over("2-second"), keep, written)
         writer.submit(3, state(3), FACTS)
         writer.finish()
         said.write(b"e")
@@ -73,15 +75,15 @@ def fork_writer(folder: Path, keep: int, n: int, kind: int) -> bytes:
 
 def problem(folder: Path, was_told: bool) -> str | None:
     """Return what is wrong with what was left behind."""
-    found = newest(folder)
+    found = FolderArchive(folder).newest()
     if found is None:
         return "nothing to restore"
     if found.step not in ((3,) if was_told else (2, 3)):
         return f"restored step {found.step}"
     if state_sha256(found.state) != state_sha256(state(found.step)):
         return f"WRONG STATE of step {found.step}"
-    write(take_over(folder, "3-third"), 4, state(4), FACTS)
-    again = newest(folder)
+    FolderArchive(folder).take_over("3-third").write(4, state(4), FACTS)
+    again = FolderArchive(folder).newest()
     if again is None or again.step != 4:
         return "the next writer could not go on"
     left = [path.name for path in folder.iterdir() if path.name.startswith((".gone", ".step"))]

@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from alexnet.checkpoint import BackgroundWriter
+from alexnet.background_writer import BackgroundWriter
 from alexnet.errors import AlexnetError
+from alexnet.folder_archive import FolderDesk
 
 
 def main() -> None:
@@ -25,7 +26,9 @@ def main() -> None:
                 os.kill(os.getpid(), signal.SIGSTOP)
 
     sys.addaudithook(freeze)
-    writer = BackgroundWriter(desk, keep=1, written=lambda step: print(f"written {step}"))
+    writer = BackgroundWriter(
+        FolderDesk(desk), keep=1, written=lambda step: print(f"written {step}")
+    )
     writer.submit(6, {"x": np.ones(3, np.float32)}, {})
     try:
         writer.finish()

@@ -1,0 +1,121 @@
+"""Writes checkpoints while training goes on."""
+
+import logging
+import threading
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError
+
+from alexnet.archive import Desk
+from alexnet.checkpoint import Best, State
+from alexnet.errors import AlexnetError, BadNumbersError
+
+log = logging.getLogger(__name__)
+
+
+class BackgroundWriter:
+    """Writes checkpoints behind the training, at most one at a time.
+
+    A disk that fails is put up with until it has done so `max_failures` times in a row. That, and
+    any other error of the writer's thread, is raised in the caller by `check`.
+    """
+
+    def __init__(
+        self,
+        desk: Desk,
+        keep: int,
+        written: Callable[[int], None],
+        failed: Callable[[int, str], None] = lambda step, reason: None,
+        max_failures: int = 1,
+        restored_step: int = 0,
+    ) -> None:
+        """Write on `desk`, keep the newest `keep`, and tell what has become of each step.
+
+        A run that was restored has its checkpoint of `restored_step` there.
+        """
+        desk.begin(restored_step)
+        self._desk = desk
+        self._keep = keep
+        self._written = written
+        self._failed = failed
+        self._max_failures = max_failures
+        self._newest = restored_step
+        self._failures: list[AlexnetError] = []  # in a row
+        self._thread: threading.Thread | None = None
+        self._error: Exception | None = None
+
+    def submit(self, step: int, state: State, facts: Mapping[str, Any]) -> None:
+        """Start writing; waits for the one before if that still runs."""
+        self._join()
+        self.check()
+        self._thread = threading.Thread(
+            target=self._write, args=(step, state, facts), name="checkpoint"
+        )
+        self._thread.start()
+
+    @property
+    def best_top1(self) -> float:
+        """The score of the best checkpoint so far; less than any if there is none."""
+        marked = self._desk.best()
+        return marked.top1 if marked else -1.0
+
+    def mark_best(self, step: int, top1: float) -> None:
+        """Mark the newest checkpoint as the best, once it is there; if it got there."""
+        self._join()
+        self.check()
+        try:
+            if self._newest == step:
+                self._desk.mark_best(Best(step=step, top1=top1))
+        except OSError as error:
+            self._error = self._disk_failure(step, error)
+
+    def check(self) -> None:
+        """Raise what has kept the writer from going on, once."""
+        error, self._error = self._error, None
+        if error:
+            raise error
+
+    def finish(self) -> None:
+        """Return once nothing is being written; raise unless the last one is on the disk."""
+        self._join()
+        self.check()
+        if self._failures:
+            raise self._failures[-1]
+
+    def _join(self) -> None:
+        if self._thread:
+            self._thread.join()
+            self._thread = None
+
+    def _write(self, step: int, state: State, facts: Mapping[str, Any]) -> None:
+        try:
+            _refuse_bad_numbers(step, state)
+            self._desk.write(step, state, facts)
+            self._desk.tidy(step, self._keep)
+            self._newest = step
+            self._failures.clear()
+            self._written(step)
+        except (OSError, SafetensorError) as error:
+            self._error = self._disk_failure(step, error)
+        except Exception as error:  # raised in the training thread
+            self._error = error
+
+    def _disk_failure(self, step: int, error: Exception) -> AlexnetError | None:
+        """Return the error to stop at, if it is time to."""
+        with suppress(OSError):  # a store that does not answer tells nothing
+            if self._desk.is_taken():
+                return AlexnetError(f"{self._desk}: taken over by another attempt or job")
+        reason = " ".join(str(error).split())
+        log.error("no checkpoint of step %d: %s", step, reason)
+        self._failed(step, reason)
+        self._failures.append(AlexnetError(f"no checkpoint of step {step}: {reason}"))
+        return self._failures[-1] if len(self._failures) >= self._max_failures else None
+
+
+def _refuse_bad_numbers(step: int, state: State) -> None:
+    for name, array in state.items():
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            raise BadNumbersError(f"step {step}: {name} is not finite; no checkpoint of that")
