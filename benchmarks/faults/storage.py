@@ -16,16 +16,25 @@ import pytest
 from pyarrow import fs
 
 from benchmarks.faults.launches import compiled
-from benchmarks.faults.matrix import Figures, Skipped, fault, goes_on, half_way, runs_again
+from benchmarks.faults.matrix import (
+    Figures,
+    Skipped,
+    fault,
+    goes_on,
+    half_way,
+    mends_itself,
+    runs_again,
+)
 from benchmarks.faults.processes import Missed
 from benchmarks.faults.runs import EVERY, ROOT, Site
-from tests.s3 import flaky_s3
+from tests.s3 import FlakyS3, flaky_s3
 
 STATE = "state.safetensors"
 FILES = (STATE, "checkpoint.json", "manifest.json")
 LEAST_RUNS = 200
 VOLUME_BYTES = 1200 << 20
 LEFT_BYTES = 1 << 20
+FAILING = 0.2
 
 
 @fault("kill-writer", bound=300)
@@ -173,14 +182,33 @@ def _make_room(folder: Path) -> None:
 @fault("flaky-s3", bound=300)
 def flaky_s3_data(site: Site) -> Figures:
     """The images come from an S3 endpoint of which every fifth answer fails or is cut off."""
+    with _flaky_s3(site) as store:
+        filesystem, path = fs.FileSystem.from_uri(store.uri("digits"))
+        fs.copy_files(str(site.data), path, destination_filesystem=filesystem)
+        store.failing, site.data = FAILING, store.uri("digits")
+        figures = goes_on(site, site.launch(f"data.cache_dir={site.folder / 'cache'}"))
+        figures.result = f"same model; {store.failures} of {store.requests} answers failed"
+    return figures
+
+
+@fault("flaky-s3-checkpoints", bound=300, replayed=EVERY)
+def flaky_s3_checkpoints(site: Site) -> Figures:
+    """Checkpoints go to such an endpoint, and kill -9 of a rank in mid-step."""
+    with _flaky_s3(site) as store:
+        store.failing = FAILING
+        launch, ranks = half_way(site, f"checkpoint.path={store.uri('checkpoints')}")
+        hit = time.monotonic()
+        ranks[1].kill()
+        figures = mends_itself(site, launch, hit, ranks, lost=1)
+        figures.result += f"; {store.failures} of {store.requests} answers failed"
+    return figures
+
+
+@contextmanager
+def _flaky_s3(site: Site) -> Iterator[FlakyS3]:
     with pytest.MonkeyPatch.context() as patch, flaky_s3(patch) as store:
         keys = {k: v for k, v in os.environ.items() if k.startswith("AWS_")}
         site.environment |= {**keys, "NO_PROXY": "127.0.0.1"}
-        filesystem, path = fs.FileSystem.from_uri(store.uri("digits"))
-        fs.copy_files(str(site.data), path, destination_filesystem=filesystem)
-        store.failing, site.data = 0.2, store.uri("digits")
-        figures = goes_on(site, site.launch(f"data.cache_dir={site.folder / 'cache'}"))
+        yield store
         if not store.failures:
             raise Missed("no answer failed")
-        figures.result = f"same model; {store.failures} of {store.requests} answers failed"
-    return figures
