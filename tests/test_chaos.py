@@ -9,9 +9,8 @@ from benchmarks.faults.runs import prepared_digits, unbroken
 MODULES = (attempts, launches, storage)  # importing them registers their rows
 
 
-@pytest.mark.slow
 @pytest.mark.ray
-@pytest.mark.parametrize("name", ["kill-writer", "kill-driver", "two-jobs", "perturbed-replica"])
+@pytest.mark.parametrize("name", ["kill-writer", "kill-driver", "perturbed-replica"])
 def test_a_fault_ends_well(name: str) -> None:
     data = prepared_digits()
     outcome = run_row(FAULTS[name], data, unbroken(data))
