@@ -1,5 +1,6 @@
 """An S3 server on loopback, out of which a share of the answers never comes."""
 
+import logging
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -50,6 +51,7 @@ def flaky_s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[FlakyS3]:
         monkeypatch.setenv(name, value)
     state = FlakyS3(bucket=f"images-{uuid4().hex}")
     app = DomainDispatcherApplication(create_backend_app)
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # not a line a request
     server = make_server(
         "127.0.0.1", 0, lambda *request: state.answer(app, *request), threaded=True
     )

@@ -118,9 +118,9 @@ def kill_gcs(site: Site) -> Figures:
         figures = goes_on(site, launch)
         figures.stopped = stopped
         return figures
-    await_ends(marked(site.folder), timeout=60)
+    await_ends(marked(site.folder), timeout=GRACE_SECONDS)
     said = str(launch)
-    if code != 1 or "Ray" not in said:
+    if code != 1 or "connect to GCS" not in said:
         raise Missed(f"no clear stop: exit code {code}, last words {said!r}")
     figures = runs_again(site, launch)
     figures.stopped, figures.result = stopped, "clear stop; same model, run again"

@@ -137,7 +137,7 @@ def _mends_without(
 @fault("nodes-come-and-go", bound=500)
 def nodes_come_and_go(site: Site) -> Figures:
     """Nodes for 2, 3, 1 and again 2 ranks within one launch."""
-    site.break_ranks("dawdle", seconds=3)
+    site.break_ranks("dawdle", seconds=6)
     with _cluster(site, 1) as cluster, ExitStack() as nodes:
         added = [_add(nodes, cluster, site)]
         launch = site.launch(*AUTO, "cluster.grow_after=1")

@@ -26,7 +26,7 @@ STEP = re.compile(r"step +(\d+)  epoch")
 
 CONFIG = f"""
 run_dir: {{run}}
-data: {{{{path: {{data}}, image_size: 67, augment: {{{{shift: 0.1}}}}}}}}
+data: {{{{path: "{{data}}", image_size: 67, augment: {{{{shift: 0.1}}}}}}}}
 train:
   {{{{global_batch: 24, micro_batch: 8, max_steps: {STEPS}, log_every: 1, exact_sums: true,
   check_replicas_every: {EVERY}}}}}
