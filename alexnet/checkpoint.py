@@ -88,12 +88,24 @@ def read(path: Path | Location) -> Checkpoint:
         DataError: something is missing or does not have its recorded hash.
     """
     try:
-        _verify(path)
-        facts = json.loads(_bytes(path / FACTS))
-        state = load_file(path / STATE) if isinstance(path, Path) else load((path / STATE).read())
+        if isinstance(path, Path):
+            _verify(path)
+            state, facts = load_file(path / STATE), json.loads((path / FACTS).read_bytes())
+        else:
+            parts = download(path)
+            state, facts = load(parts[STATE]), json.loads(parts[FACTS])
         return Checkpoint(path=path, step=facts["step"], facts=facts, state=state)
     except BROKEN as error:
         raise DataError(f"{path}: not a checkpoint: {error}") from None
+
+
+def download(folder: Location) -> dict[str, bytes]:
+    """Return the parts below `folder`, read once, as they have been hashed."""
+    hashes = json.loads((folder / MANIFEST).read())
+    parts = {name: (folder / name).read() for name in (STATE, FACTS)}
+    for name, data in parts.items():
+        _compare(folder / name, hashlib.sha256(data).hexdigest(), hashes[name])
+    return parts
 
 
 def verifies(path: Path | Location) -> bool:
@@ -108,8 +120,12 @@ def verifies(path: Path | Location) -> bool:
 def _verify(path: Path | Location) -> None:
     hashes = json.loads(_bytes(path / MANIFEST))
     for name in (STATE, FACTS):
-        if hashes[name] != _sha256(path / name):
-            raise DataError(f"{path / name}: damaged: its SHA-256 is not the recorded one")
+        _compare(path / name, _sha256(path / name), hashes[name])
+
+
+def _compare(path: Path | Location, found: str, recorded: str) -> None:
+    if found != recorded:
+        raise DataError(f"{path}: damaged: its SHA-256 is not the recorded one")
 
 
 def _in_order(state: State) -> dict[str, npt.NDArray[Any]]:

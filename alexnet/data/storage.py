@@ -102,10 +102,10 @@ class Location:
         }
 
     def read(self) -> bytes:
-        """Return the whole file."""
+        """Return the whole file, in one request."""
 
         def once() -> bytes:
-            with self.filesystem.open_input_stream(self.path) as file:
+            with self.filesystem.open_input_file(self.path) as file:
                 return bytes(file.read())
 
         return self.attempt(once)
