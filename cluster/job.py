@@ -3,12 +3,11 @@
 import logging
 import os
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from typing import Any
 
 os.environ.setdefault("RAY_AUTH_MODE", "token")  # before Ray reads it
 
-import psutil
 import ray
 from ray.exceptions import RayError
 
@@ -28,6 +27,7 @@ from cluster.errors import (
     one_line,
 )
 from cluster.growth import Growth
+from cluster.guard import guarded
 from cluster.history import History
 from cluster.lease import Lease
 from cluster.plan import Plan, plan_workers
@@ -38,7 +38,7 @@ from cluster.stop import Stop
 from cluster.watch import Watch
 from cluster.workers import WorkerGroup
 
-GONE_SECONDS = 5.0  # that what Ray has started may take to end
+GONE_SECONDS = "5"
 
 
 def run_job(config: JobConfig, replace: bool, screen: Screen, stop: Stop) -> dict[str, Any]:
@@ -91,30 +91,21 @@ def _ray(screen: Screen, stop: Stop) -> Iterator[bool]:
     screen.say("starting Ray here" if is_own else f"joining Ray at {address}")
     try:
         if is_own:  # its control store never comes back: whoever waits for it is left behind
-            os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", f"{GONE_SECONDS:.0f}")
+            os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", GONE_SECONDS)
         own = {"include_dashboard": False} if is_own else {}
         ray.init(address, log_to_driver=False, logging_level=logging.WARNING, **own)
     except (RayError, ConnectionError, RuntimeError) as error:
         raise AlexnetError(f"Ray at {address}: {_refusal(error)}") from error
     except SystemExit as error:  # Ray's answer to SIGTERM
         raise StoppedError("stopped while Ray was starting: run it again") from error
-    helpers = psutil.Process().children(recursive=True) if is_own else []
     stop.listen()
     os.environ["CUDA_VISIBLE_DEVICES"] = ""  # GPUs are the workers'
-    try:
-        stop.check()
-        yield is_own
-    finally:
-        ray.shutdown()
-        _end_all(helpers)
-
-
-def _end_all(processes: list[psutil.Process]) -> None:
-    """See to it that a Ray that was started here is gone, even if it is no longer one."""
-    _, left = psutil.wait_procs(processes, timeout=GONE_SECONDS)
-    for process in left:
-        with suppress(psutil.NoSuchProcess):
-            process.kill()
+    with guarded() if is_own else nullcontext():
+        try:
+            stop.check()
+            yield is_own
+        finally:
+            ray.shutdown()
 
 
 def _refusal(error: Exception) -> str:

@@ -119,9 +119,9 @@ def kill_gcs(site: Site) -> Figures:
         figures.stopped = stopped
         return figures
     await_ends(marked(site.folder), timeout=GRACE_SECONDS)
-    said = str(launch)
+    said = launch.output
     if code != 1 or "connect to GCS" not in said:
-        raise Missed(f"no clear stop: exit code {code}, last words {said!r}")
+        raise Missed(f"no clear stop: exit code {code}, last words {str(launch)!r}")
     figures = runs_again(site, launch)
     figures.stopped, figures.result = stopped, "clear stop; same model, run again"
     return figures
