@@ -17,10 +17,11 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, load_file, save, save_file
 
 from alexnet.data.storage import Location
-from alexnet.errors import ConfigError, DataError
+from alexnet.errors import AlexnetError, ConfigError, DataError
 
 STATE, FACTS, MANIFEST = "state.safetensors", "checkpoint.json", "manifest.json"
-BROKEN = (OSError, ValueError, KeyError, TypeError, SafetensorError)
+ABSENT = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
+DAMAGED = (*ABSENT, ValueError, KeyError, TypeError, SafetensorError)
 State = Mapping[str, npt.NDArray[Any]]
 
 
@@ -86,6 +87,7 @@ def read(path: Path | Location) -> Checkpoint:
 
     Raises:
         DataError: something is missing or does not have its recorded hash.
+        AlexnetError: the disk or the store does not answer, which says nothing about it.
     """
     try:
         if isinstance(path, Path):
@@ -95,8 +97,10 @@ def read(path: Path | Location) -> Checkpoint:
             parts = download(path)
             state, facts = load(parts[STATE]), json.loads(parts[FACTS])
         return Checkpoint(path=path, step=facts["step"], facts=facts, state=state)
-    except BROKEN as error:
+    except DAMAGED as error:
         raise DataError(f"{path}: not a checkpoint: {error}") from None
+    except OSError as error:
+        raise AlexnetError(f"{path}: cannot be read: {' '.join(str(error).split())}") from None
 
 
 def download(folder: Location) -> dict[str, bytes]:
@@ -109,10 +113,14 @@ def download(folder: Location) -> dict[str, bytes]:
 
 
 def verifies(path: Path | Location) -> bool:
-    """Return whether the checkpoint at `path` has the hashes that it records."""
+    """Return whether the checkpoint at `path` has the hashes that it records.
+
+    Raises:
+        OSError: the disk or the store does not answer.
+    """
     try:
         _verify(path)
-    except (*BROKEN, DataError):
+    except (*DAMAGED, DataError):
         return False
     return True
 

@@ -150,6 +150,15 @@ def test_a_damaged_one_is_named_with_its_file(tmp_path: Path) -> None:
         read(path)
 
 
+def test_a_disk_that_does_not_answer_is_no_reason_to_walk_back(tmp_path: Path) -> None:
+    for step in (1, 2):
+        write(tmp_path, step, state(), FACTS)
+    (tmp_path / "step-00000002/state.safetensors").unlink()
+    (tmp_path / "step-00000002/state.safetensors").symlink_to("state.safetensors")  # ELOOP
+    with pytest.raises(AlexnetError, match="step-00000002: cannot be read"):
+        newest(tmp_path)
+
+
 def test_newest_is_the_last_one_that_verifies(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from alexnet.archive import open_archive
 from alexnet.background_writer import BackgroundWriter
-from alexnet.checkpoint import Best, Checkpoint, state_sha256
+from alexnet.checkpoint import Best, Checkpoint, read, state_sha256
 from alexnet.config import CheckpointConfig
 from alexnet.data.storage import Location
 from alexnet.errors import AlexnetError, DataError
@@ -242,6 +242,21 @@ def test_a_store_that_is_away_ends_the_run_after_so_many_failures(
     with pytest.raises(AlexnetError, match="no checkpoint of step 8"):
         writer.finish()
     assert failed == [4, 8]
+
+
+def test_a_store_that_is_away_is_no_reason_to_start_from_nothing(
+    s3: FlakyS3, archive: StoreArchive, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("alexnet.data.storage.ATTEMPTS", 1)
+    desk, _ = begun(archive, "1-a")
+    save(desk, 4)
+    place = of(archive, 4)
+    s3.failing = 1.0
+    with pytest.raises(OSError, match="AWS Error"):
+        archive.newest()
+    with pytest.raises(AlexnetError, match=r"step-00000004.*cannot be read") as caught:
+        read(place)
+    assert not isinstance(caught.value, DataError)
 
 
 @pytest.mark.parametrize("name", ["checkpoints", "/data/x", "file:///data/x"])
