@@ -222,9 +222,15 @@ class ShardSet:
 
 
 def load_shard(tree: dict[str, Any]) -> Shard:
-    """Return a shard as the manifest has it."""
+    """Return a shard as the manifest has it.
+
+    Raises:
+        ValueError: it does not fit together, or names a file outside of the set.
+    """
     groups = tuple(RowGroup(**group) for group in tree["row_groups"])
     shard = Shard(**{**tree, "row_groups": groups})
+    if shard.file.startswith("/") or ".." in shard.file.split("/"):
+        raise ValueError(f"{shard.file} is outside of the set")
     rows, checksums = sum(group.rows for group in groups), sum(map(len, shard.row_checksums))
     if rows != checksums:
         raise ValueError(f"{shard.file}: {rows} rows, but {checksums} row checksums")
