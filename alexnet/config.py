@@ -8,7 +8,7 @@ overrides from the command line.
 import difflib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeVar, cast
+from typing import Annotated, Any, Literal, TypeVar, cast
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -86,26 +86,51 @@ class DataConfig(Settings):
 class ModelConfig(Settings):
     """Which network."""
 
-    name: Literal["seed"] = Field("seed", description="seed: BatchNorm where the paper has LRN")
+    name: Literal["seed", "original", "bn"] = Field(
+        "seed",
+        description="seed: ungrouped, BatchNorm after ReLU; original: Krizhevsky et al. 2012, two "
+        "groups and LRN; bn: AlexNet-BN of the large-batch papers",
+    )
     dropout: float = Field(0.5, ge=0, lt=1, description="share dropped after fc6 and fc7")
     batchnorm_momentum: float = Field(
         0.99, gt=0, lt=1, description="share of the old moving statistics kept at a step"
     )
+    batchnorm_epsilon: float = Field(1e-3, gt=0, description="added to the variance")
 
 
 class OptimizerConfig(Settings):
-    """SGD with momentum; weight decay on kernels only."""
+    """SGD with momentum, or LARS; weight decay on kernels only."""
 
+    name: Literal["sgd", "lars"] = Field(
+        "sgd", description="lars: a layer's rate follows its weights, for batches of thousands"
+    )
     momentum: float = Field(0.9, ge=0, lt=1)
     weight_decay: float = Field(5e-4, ge=0, description="L2 factor; none on biases and BatchNorm")
+    lars_trust: float = Field(
+        0.001, gt=0, description="lars: eta, how far a layer moves for its size"
+    )
+    clip_norm: float | None = Field(
+        None, gt=0, description="longest gradient, over all weights together; null: any"
+    )
 
 
 class ScheduleConfig(Settings):
     """Learning rate by step."""
 
     learning_rate: float = Field(0.01, gt=0, description="the peak, reached after warm-up")
+    base_batch: int | None = Field(
+        None,
+        ge=1,
+        description="the global batch that learning_rate is for; the peak is scaled to the one "
+        "there is; null: as it stands",
+    )
     warmup_steps: int = Field(0, ge=0, description="linear rise from 0 over this many steps")
-    decay: Literal["constant", "cosine", "inverse_time"] = "constant"
+    decay: Literal["constant", "cosine", "polynomial", "step", "inverse_time"] = "constant"
+    power: float = Field(2.0, gt=0, description="polynomial: rate * (share of steps left)^power")
+    milestones: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = Field(
+        (), description="step: shares of the steps at which the rate is multiplied by decay_factor"
+    )
+    decay_factor: float = Field(0.1, gt=0, lt=1, description="step: what it is multiplied by")
     decay_rate: float = Field(5e-4, ge=0, description="inverse_time: rate / (1 + decay_rate * t)")
 
 
@@ -118,6 +143,9 @@ class TrainConfig(Settings):
     max_steps: int | None = Field(None, ge=1, description="stop after this many steps in all")
     log_every: int = Field(10, ge=1, description="steps from one logged line to the next")
     evaluate_every: int = Field(1, ge=0, description="epochs; 0: only at the end")
+    label_smoothing: float = Field(
+        0.0, ge=0, lt=1, description="share of the target spread evenly over all classes"
+    )
     exact_sums: bool = Field(
         False, description="add up in 64-bit fixed point: the same bits at any number of ranks"
     )

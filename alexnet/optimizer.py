@@ -1,4 +1,7 @@
-"""SGD with momentum on raw TensorFlow variables, one fused kernel a variable."""
+"""Optimizers on raw TensorFlow variables: what a step's mean gradients do to the weights.
+
+Weight decay is an L2 term of the gradient and spares biases and BatchNorm: all but kernels.
+"""
 
 from collections.abc import Sequence
 
@@ -11,7 +14,7 @@ class Momentum:
     """w <- w - lr * v with v <- momentum * v + gradient + weight_decay * w.
 
     The heavy-ball form of Krizhevsky et al. 2012, section 5, with the rate outside of the velocity,
-    so that a change of rate acts at once. Decay spares biases and BatchNorm: all but kernels.
+    so that a change of rate acts at once. One fused kernel a variable.
     """
 
     def __init__(self, config: OptimizerConfig, variables: Sequence[tf.Variable]) -> None:
@@ -22,15 +25,53 @@ class Momentum:
 
     def apply(self, gradients: Sequence[tf.Tensor], rate: tf.Tensor) -> None:
         """Move each variable by its gradient of the same shape; `rate` is a scalar."""
+        if self._config.clip_norm is not None:
+            gradients, _ = tf.clip_by_global_norm(gradients, self._config.clip_norm)
         for variable, velocity, gradient in zip(
             self._variables, self.velocities, gradients, strict=True
         ):
-            if len(variable.shape) > 1 and self._config.weight_decay:
+            inner, outer = self._rates(variable, gradient, rate)
+            if _is_kernel(variable) and self._config.weight_decay:
                 gradient += self._config.weight_decay * variable
             tf.raw_ops.ResourceApplyMomentum(
                 var=variable.handle,
                 accum=velocity.handle,
-                lr=rate,
-                grad=gradient,
+                lr=outer,
+                grad=gradient if inner is None else inner * gradient,
                 momentum=self._config.momentum,
             )
+
+    def _rates(
+        self, variable: tf.Variable, gradient: tf.Tensor, rate: tf.Tensor
+    ) -> tuple[tf.Tensor | None, tf.Tensor]:
+        """Return what the gradient and what the velocity is multiplied by (None: by nothing)."""
+        return None, rate
+
+
+class Lars(Momentum):
+    """Layer-wise adaptive rate scaling (You, Gitman and Ginsburg 2017, algorithm 1).
+
+    w <- w - v with v <- momentum * v + lr * local * (gradient + weight_decay * w) and, for kernels,
+    local = trust * |w| / (|gradient| + weight_decay * |w|): a layer moves by the same share of its
+    own size, whatever the scale of its gradient. Norms are Euclidean, over a whole kernel. For
+    biases and BatchNorm, whose size says little and may be zero, `local` is `trust` itself.
+    """
+
+    def _rates(
+        self, variable: tf.Variable, gradient: tf.Tensor, rate: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        local = rate * self._config.lars_trust
+        if _is_kernel(variable):
+            weight, slope = tf.norm(variable), tf.norm(gradient)
+            both = slope + self._config.weight_decay * weight
+            local *= tf.where((weight > 0) & (both > 0), weight / both, 1.0)
+        return local, tf.ones_like(rate)
+
+
+def build_optimizer(config: OptimizerConfig, variables: Sequence[tf.Variable]) -> Momentum:
+    """Return the optimizer that `config` names, for `variables`."""
+    return {"sgd": Momentum, "lars": Lars}[config.name](config, variables)
+
+
+def _is_kernel(variable: tf.Variable) -> bool:
+    return len(variable.shape) > 1

@@ -42,6 +42,7 @@ class TrainStep:
         seed: int,
         virtual_workers: int,
         share: range,
+        label_smoothing: float = 0.0,
         sums: Sums = Float32(),  # noqa: B008 - has no state
     ) -> None:
         """Train `model`, whose outputs are logits, on the virtual workers in `share`."""
@@ -51,6 +52,7 @@ class TrainStep:
         self._seed = seed
         self._virtual_workers = virtual_workers
         self._share = share
+        self._label_smoothing = label_smoothing
         self._sums = sums
         self._weights = [v.value for v in model.trainable_variables]
         self._moving = [v.value for v in model.non_trainable_variables if not is_seed(v)]
@@ -162,12 +164,19 @@ class TrainStep:
                 tf.cast(images, tf.float32),
                 training=True,
             )
-            losses = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
-            loss = tf.reduce_mean(losses) / self._virtual_workers
+            loss = tf.reduce_mean(self._losses(labels, logits)) / self._virtual_workers
         right = tf.cast(tf.equal(tf.argmax(logits, axis=1), labels), tf.float32)
         statistics = [m for v, m in zip(variables, moved, strict=True) if not is_seed(v)]
         means = [value / self._virtual_workers for value in (*statistics, tf.reduce_mean(right))]
         return [*tape.gradient(loss, weights), *means[:-1], loss, means[-1]]
+
+    def _losses(self, labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
+        """Cross-entropy of each image; smoothed, with a mixture of its class and of all classes."""
+        losses = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
+        if not self._label_smoothing:
+            return losses
+        even = -tf.reduce_mean(tf.nn.log_softmax(logits), axis=1)
+        return (1 - self._label_smoothing) * losses + self._label_smoothing * even
 
     def _dropout_seeds(self, step: tf.Tensor, virtual_worker: tf.Tensor | int) -> Tensors:
         """A seed, uint32 [2], for each layer that draws random numbers."""

@@ -23,7 +23,7 @@ from alexnet.evaluation import Evaluator
 from alexnet.exact import FixedPoint, Float32
 from alexnet.exchange import Alone, Exchange
 from alexnet.model import build_model
-from alexnet.optimizer import Momentum
+from alexnet.optimizer import build_optimizer
 from alexnet.schedule import learning_rate
 from alexnet.step import TrainStep, model_variables
 
@@ -76,11 +76,12 @@ class Task:
         mine = share(config.train.virtual_workers, exchange.rank, exchange.world_size)
         step = TrainStep(
             model,
-            Momentum(config.optimizer, [v.value for v in model.trainable_variables]),
+            build_optimizer(config.optimizer, [v.value for v in model.trainable_variables]),
             exchange,
             seed=config.seed,
             virtual_workers=config.train.virtual_workers,
             share=mine,
+            label_smoothing=config.train.label_smoothing,
             sums=FixedPoint() if config.train.exact_sums else Float32(),
         )
         return Task(
@@ -113,7 +114,9 @@ class Task:
 
     def rate(self, step: int) -> float:
         """Return the learning rate of `step`, counted from 0."""
-        return learning_rate(self.config.schedule, step, self.planned_steps)
+        return learning_rate(
+            self.config.schedule, step, self.planned_steps, self.config.train.global_batch
+        )
 
     @property
     def facts(self) -> dict[str, Any]:

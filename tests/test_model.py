@@ -1,13 +1,16 @@
+from typing import Literal
+
 import keras
 import numpy as np
 import numpy.typing as npt
 import pytest
 
 from alexnet.config import DataConfig, ModelConfig
-from alexnet.model import build_model
+from alexnet.model import _local_response_norm, build_model
 
 MEAN, STD = (120.0, 110.0, 100.0), (60.0, 50.0, 70.0)
 Pixels = npt.NDArray[np.float32]
+Name = Literal["seed", "original", "bn"]
 
 
 def build(image_size: int = 67, classes: int = 10, seed: int = 0) -> keras.Model:
@@ -122,3 +125,84 @@ def test_67_is_the_smallest_image() -> None:
         build(66)
     with pytest.raises(ValueError, match="greater than or equal to 67"):
         DataConfig(image_size=66)
+
+
+@pytest.mark.parametrize(("name", "count"), [("original", 60_965_224), ("bn", 60_970_728)])
+def test_the_networks_of_the_papers(name: Name, count: int) -> None:
+    model = build_model(ModelConfig(name=name), 227, 1000, MEAN, STD)
+    assert model.count_params() == count
+    assert model.output_shape == (None, 1000)
+    for number in (2, 4, 5):
+        kernels = [model.get_layer(f"conv{number}{half}").kernel for half in "ab"]
+        assert kernels[0].shape == kernels[1].shape
+        assert not np.array_equal(*kernels)
+
+
+def test_normalization_follows_the_pooling_in_bn_and_only_means_go_in_original() -> None:
+    bn = [layer.name for layer in build_model(ModelConfig(name="bn"), 67, 10, MEAN, STD).layers]
+    assert bn.index("pool1") < bn.index("norm1") < bn.index("conv2")
+    original = build_model(ModelConfig(name="original"), 67, 10, MEAN, STD)
+    assert not any("norm" in layer.name and layer.count_params() for layer in original.layers[2:])
+    pixels = np.full((1, 67, 67, 3), 200.0, np.float32)
+    np.testing.assert_allclose(original.get_layer("normalize")(pixels)[0, 0, 0], [80, 90, 100])
+
+
+INITIAL: dict[str, dict[str, tuple[float, float]]] = {  # standard deviation of the kernel, bias
+    "original": {
+        "conv1": (0.01, 0),
+        "conv2a": (0.01, 1),
+        "conv3": (0.01, 0),
+        "conv5b": (0.01, 1),
+        "fc6": (0.01, 1),
+        "fc7": (0.01, 1),
+        "logits": (0.01, 0),
+    },
+    "bn": {
+        "conv1": (0.01, 0),
+        "conv2a": (0.01, 0),
+        "conv3": (0.01, 0),
+        "conv5b": (0.01, 0),
+        "fc6": (0.005, 0.1),
+        "fc7": (0.005, 0.1),
+        "logits": (0.01, 0),
+    },
+}
+
+
+@pytest.mark.parametrize("name", ["original", "bn"])
+def test_weights_start_as_the_papers_say(name: Name) -> None:
+    model = build_model(ModelConfig(name=name), 67, 1000, MEAN, STD)
+    for layer, (deviation, bias) in INITIAL[name].items():
+        found = model.get_layer(layer)
+        assert np.std(found.kernel) == pytest.approx(deviation, rel=0.05)
+        assert abs(np.mean(found.kernel)) < deviation / 20
+        np.testing.assert_array_equal(found.bias, np.float32(bias))
+
+
+def test_halves_of_a_grouped_convolution_see_halves_of_the_channels(images: Pixels) -> None:
+    """Against one convolution whose kernel is zero between the groups."""
+    model = build_model(ModelConfig(name="bn"), 67, 10, MEAN, STD)
+    inner = keras.Model(
+        model.input, [model.get_layer("norm1").output, model.get_layer("conv2").output]
+    )
+    before, after = (value.numpy().astype(np.float64) for value in inner(images, training=False))
+    halves = [model.get_layer(f"conv2{half}") for half in "ab"]
+    kernel = np.zeros((5, 5, 96, 256))
+    kernel[:, :, :48, :128], kernel[:, :, 48:, 128:] = (half.kernel.numpy() for half in halves)
+    padded = np.pad(before, [(0, 0), (2, 2), (2, 2), (0, 0)])
+    size = before.shape[1]
+    whole = sum(
+        padded[:, i : i + size, j : j + size] @ kernel[i, j] for i in range(5) for j in range(5)
+    )
+    np.testing.assert_allclose(after, np.maximum(whole, 0), rtol=1e-4, atol=1e-4)
+
+
+def test_local_response_norm_against_float64() -> None:
+    x = np.random.default_rng(0).normal(size=(2, 3, 4, 96)) * 100
+    inputs = keras.Input([3, 4, 96], dtype="float64")
+    found = keras.Model(inputs, _local_response_norm(inputs))(x)
+    expected = np.zeros_like(x)
+    for channel in range(96):
+        nearest = x[..., max(0, channel - 2) : channel + 3]
+        expected[..., channel] = x[..., channel] / (2 + 1e-4 * (nearest**2).sum(-1)) ** 0.75
+    np.testing.assert_allclose(found, expected, rtol=1e-6)

@@ -56,6 +56,7 @@ def train_step(
     seed: int = 3,
     virtual_workers: int = V,
     sums: Sums | None = None,
+    label_smoothing: float = 0.0,
 ) -> TrainStep:
     return TrainStep(
         model,
@@ -64,6 +65,7 @@ def train_step(
         seed=seed,
         virtual_workers=virtual_workers,
         share=mine,
+        label_smoothing=label_smoothing,
         sums=sums or Float32(),
     )
 
@@ -351,3 +353,17 @@ def test_names_of_variables() -> None:
     assert set(train_step(model).variables) == set(model_variables(model)) | {
         f"momentum/{name}" for name in weights
     }
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5])
+def test_a_smoothed_label_is_a_mixture_of_its_class_and_of_all(share: float) -> None:
+    step = train_step(small_model(), label_smoothing=share)
+    images, labels = batches()
+    model, expected = small_model(), []
+    for v in range(V):
+        logits = model(tf.cast(images[0, v], tf.float32), training=True).numpy().astype(np.float64)
+        chances = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+        target = np.eye(CLASSES)[labels[0, v]] * (1 - share) + share / CLASSES
+        expected.append(-(target * np.log(chances)).sum(1).mean())
+    loss = step.read(step(images[0], labels[0], 0, 0.1, stop=False)).loss
+    assert loss == pytest.approx(np.mean(expected), rel=1e-5)
