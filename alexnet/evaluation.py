@@ -1,10 +1,12 @@
-"""Top-1, top-5 and loss over a split; every image counts once, at any number of ranks."""
+"""Scores and confusion over a split; every image counts once, at any number of ranks."""
 
 import math
 from collections.abc import Callable, Iterable
 from typing import TypedDict
 
 import keras
+import numpy as np
+import numpy.typing as npt
 import tensorflow as tf
 
 
@@ -18,7 +20,12 @@ class Evaluation(TypedDict):
 
 
 class Evaluator:
-    """Scores a model whose outputs are logits. `top5` is top-k for fewer than five classes."""
+    """Scores a model whose outputs are logits. `top5` is top-k for fewer than five classes.
+
+    `confusion` is that of the last evaluation: images by class (row) and by answer (column).
+    """
+
+    confusion: npt.NDArray[np.int64]
 
     def __init__(
         self,
@@ -37,12 +44,14 @@ class Evaluator:
 
     def __call__(self, on_batch: Callable[[], None] = lambda: None) -> Evaluation:
         """Return the scores over all ranks' images. A collective: all ranks must call it."""
-        sums = tf.zeros([4], tf.float64)
+        classes = self._model.output_shape[-1]
+        sums = tf.zeros([4 + classes**2], tf.float64)
         for images, labels in self._batches():
             sums += self._score(images, labels)
             on_batch()
         (total,) = self._sum_over_ranks([sums])
-        right, right5, loss, count = total.numpy().tolist()
+        right, right5, loss, count = total[:4].numpy().tolist()
+        self.confusion = total[4:].numpy().astype(np.int64).reshape(classes, classes)
         return {
             "top1": right / count,
             "top5": right5 / count,
@@ -59,4 +68,8 @@ class Evaluator:
         losses = -tf.gather(scores, labels, batch_dims=1)
         right = [tf.math.in_top_k(labels, scores, k) for k in (1, min(5, scores.shape[-1]))]
         rows = [*(tf.cast(r, tf.float64) for r in right), tf.cast(losses, tf.float64)]
-        return tf.stack([*map(tf.reduce_sum, rows), tf.cast(tf.size(labels), tf.float64)])
+        classes = scores.shape[-1]
+        truth, answer = (tf.one_hot(x, classes) for x in (labels, tf.argmax(scores, axis=1)))
+        confusion = tf.cast(tf.matmul(truth, answer, transpose_a=True), tf.float64)
+        figures = [*map(tf.reduce_sum, rows), tf.cast(tf.size(labels), tf.float64)]
+        return tf.concat([tf.stack(figures), tf.reshape(confusion, [-1])], axis=0)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import keras
+import numpy as np
 import yaml
 
 from alexnet.archive import Archive, open_archive
@@ -212,7 +213,15 @@ def evaluate_checkpoint(name: str, dataset_path: str | None, best: bool = False)
     for key, variable in model_variables(model).items():
         variable.assign(saved.state[key])
     score = evaluator(model, dataset, data, saved.facts["order"]["micro_batch"], Alone())
-    return {"checkpoint": str(saved.path), "step": saved.step, **score()}
+    scores = score()
+    by_class = score.confusion.diagonal() / np.maximum(1, score.confusion.sum(1))
+    return {
+        "checkpoint": str(saved.path),
+        "step": saved.step,
+        **scores,
+        "top1_by_class": dict(zip(classes, by_class.round(4).tolist(), strict=True)),
+        "confusion": score.confusion.tolist(),
+    }
 
 
 def _newest(name: str) -> Checkpoint:

@@ -14,18 +14,29 @@ from alexnet.evaluation import Evaluation, Evaluator
 CLASSES = 7
 
 
-def logits_of(images: Any, training: bool) -> tf.Tensor:
+class FirstPixels:
     """Stands for a network: class c likes one of the first pixels."""
-    assert not training
-    assert images.dtype == tf.float32
-    return tf.reshape(images, [-1, 2 * 2 * 3])[:, :CLASSES] / 32.0
+
+    output_shape = (None, CLASSES)
+
+    def __call__(self, images: Any, training: bool) -> tf.Tensor:
+        assert not training
+        assert images.dtype == tf.float32
+        return tf.reshape(images, [-1, 2 * 2 * 3])[:, :CLASSES] / 32.0
 
 
 def score(
     batches: list[tuple[Pixels, Any]],
     sum_over_ranks: Callable[[list[tf.Tensor]], list[tf.Tensor]] = lambda tensors: tensors,
 ) -> Evaluation:
-    return Evaluator(cast(keras.Model, logits_of), lambda: batches, sum_over_ranks)()
+    return evaluator(batches, sum_over_ranks)()
+
+
+def evaluator(
+    batches: list[tuple[Pixels, Any]],
+    sum_over_ranks: Callable[[list[tf.Tensor]], list[tf.Tensor]] = lambda tensors: tensors,
+) -> Evaluator:
+    return Evaluator(cast(keras.Model, FirstPixels()), lambda: batches, sum_over_ranks)
 
 
 def data(images: int, views: int) -> tuple[Pixels, Any]:
@@ -81,3 +92,16 @@ def test_the_same_view_ten_times_scores_as_one() -> None:
     pixels, labels = data(30, 1)
     ten = score([(np.repeat(pixels, 10, axis=1), labels)])
     assert ten == pytest.approx(score([(pixels, labels)]), rel=1e-5)
+
+
+def test_confusion_counts_each_image_by_class_and_answer() -> None:
+    pixels, labels = data(101, 10)
+    found = evaluator([(pixels[:60], labels[:60]), (pixels[60:], labels[60:])])
+    scores = found()
+    logits = pixels.reshape(101, 10, 12)[..., :CLASSES] / 32.0
+    powers = np.exp(logits)
+    answers = (powers / powers.sum(-1, keepdims=True)).mean(axis=1).argmax(axis=1)
+    counts = np.zeros((CLASSES, CLASSES), np.int64)
+    np.add.at(counts, (labels, answers), 1)
+    np.testing.assert_array_equal(found.confusion, counts)
+    assert scores["top1"] == pytest.approx(np.trace(counts) / 101)
