@@ -61,7 +61,7 @@ def sleeping_rank(site: Site) -> Figures:
     """A rank that sleeps for ever in a step, while its process answers."""
     site.break_ranks("sleep", rank=1, step=EVERY + 2)
     launch = site.launch()
-    hit = site.await_fault()
+    hit = site.await_fault(launch)
     return mends_itself(site, launch, hit, site.ranks(), lost=None)
 
 
@@ -112,7 +112,7 @@ def poisoned_batch(site: Site) -> Figures:
     """Pixels that are not numbers, on one rank: a stop by policy before they reach a checkpoint."""
     site.break_ranks("poison", rank=1, step=EVERY + 2)
     launch = site.launch()
-    hit = site.await_fault()
+    hit = site.await_fault(launch)
     launch.expect(1)
     stopped = round(time.monotonic() - hit, 2)
     if "not finite" not in str(launch):
@@ -127,7 +127,7 @@ def perturbed_replica(site: Site) -> Figures:
     """One weight of one replica off by its lowest bits: a stop at the next comparison."""
     site.break_ranks("perturb", rank=1, step=EVERY + 1)
     launch = site.launch()
-    hit = site.await_fault()
+    hit = site.await_fault(launch)
     launch.expect(1)
     stopped = round(time.monotonic() - hit, 2)
     if "is not that of the others" not in str(launch):

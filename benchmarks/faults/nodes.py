@@ -96,7 +96,7 @@ def network_cut(site: Site) -> Figures:
         ray_node(cluster, 1, site.folder, FAR) as raylet,
     ):
         launch = site.launch("cluster.workers=auto")
-        site.await_fault()
+        site.await_fault(launch)
         ranks = site.ranks()
         if len(ranks) != 2 or ranks[0].ppid() != raylet.pid:
             raise Missed(f"ranks {sorted(ranks)}, and rank 0 is not on the far side")
@@ -124,7 +124,7 @@ def _mends_without(
     if not is_alive(ranks[0]):
         raise Missed("the rank that was cut off has ended: nothing was left to be refused")
     site.let_go()
-    if (came := site.await_word("wrote")) != "nothing":
+    if (came := site.await_word("wrote", launch)) != "nothing":
         raise Missed(f"TORN RUN: the rank that was cut off has {came}")
     return Figures(
         detected=round(said - hit, 2),

@@ -73,7 +73,8 @@ class Launch:
     def await_line(self, words: str, after: float = 0.0) -> float:
         """Return when a line with these words was printed; wait for it while the driver lives."""
         while (moment := self.moment(words, after)) is None:
-            self._go_on(f"{words!r}")
+            self.check_alive(f"{words!r}")
+            time.sleep(0.02)
         return moment
 
     def await_step(self, step: int, after: float = 0.0) -> float:
@@ -82,12 +83,13 @@ class Launch:
             for moment, reached in self.steps(after):
                 if reached >= step:
                     return moment
-            self._go_on(f"step {step}")
+            self.check_alive(f"step {step}")
+            time.sleep(0.02)
 
-    def _go_on(self, what: str) -> None:
+    def check_alive(self, before: str) -> None:
+        """Miss if the driver has ended before something that is waited for."""
         if self.driver.poll() is not None and not self._reader.is_alive():
-            raise Missed(f"the driver ended with {self.driver.returncode} before {what}: {self}")
-        time.sleep(0.02)
+            raise Missed(f"the driver ended with {self.driver.returncode} before {before}: {self}")
 
     def goes_on(self) -> bool:
         """Whether it starts its ranks again, and does not end; wait for one of the two."""
@@ -171,14 +173,15 @@ class Site:
             (self.folder / word).unlink(missing_ok=True)
         (self.folder / "fault.json").write_text(json.dumps({"fault": fault, **details}))
 
-    def await_fault(self) -> float:
-        """Return the moment at which it has happened."""
-        return float(self.await_word("happened"))
+    def await_fault(self, launch: Launch) -> float:
+        """Return the moment at which it has happened; wait for it while the driver lives."""
+        return float(self.await_word("happened", launch))
 
-    def await_word(self, name: str) -> str:
+    def await_word(self, name: str, launch: Launch) -> str:
         """Return what the fault has left in a file."""
         path = self.folder / name
         while not (path.exists() and (text := path.read_text())):
+            launch.check_alive(name)
             time.sleep(0.02)
         return text
 
