@@ -107,9 +107,9 @@ def dawdle(module: ModuleType, plan: Plan, folder: Path) -> None:
 
 def hold_write(module: Any, plan: Plan, folder: Path) -> None:
     """The writer of a checkpoint is held before it writes; `wrote` says what came of it."""
-    write = module.write
+    write = module.FolderDesk.write
 
-    def held(desk: Path, step: int, *arguments: Any) -> Any:
+    def held(desk: Any, step: int, *arguments: Any) -> Any:
         if step != plan["step"] or not happens(folder):
             return write(desk, step, *arguments)
         wait_for(folder / "let-go", math.inf)
@@ -121,7 +121,7 @@ def hold_write(module: Any, plan: Plan, folder: Path) -> None:
         finally:
             (folder / "wrote").write_text(result)
 
-    module.write = held
+    module.FolderDesk.write = held
 
 
 def wait_for(path: Path, seconds: float) -> None:
@@ -139,7 +139,7 @@ def crash(module: ModuleType, plan: Plan, folder: Path) -> None:
 FAULTS = {
     "crash": ("cluster.rank", crash),
     "dawdle": ("alexnet.step", dawdle),
-    "hold-write": ("alexnet.checkpoint", hold_write),
+    "hold-write": ("alexnet.folder_archive", hold_write),
     **dict.fromkeys(DEEDS, ("alexnet.step", before_step)),
 }
 
