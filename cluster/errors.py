@@ -1,6 +1,10 @@
 """How an attempt, or a launch, ends before its time."""
 
+import re
+
 from alexnet.errors import EXIT_CONFIG, EXIT_STOPPED, AlexnetError
+
+COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 
 class AttemptFailedError(AlexnetError):
@@ -24,6 +28,9 @@ class StoppedError(AlexnetError):
 
 
 def one_line(error: BaseException) -> str:
-    """Return what an error of a library says, without its line breaks and its traceback."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
+    """Return what an error of a library says: its first line, or what ends its traceback."""
+    text = COLOUR.sub("", str(error))
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if not lines:
+        return type(error).__name__
+    return lines[-1] if any(line.startswith("File ") for line in lines) else lines[0]
