@@ -4,7 +4,7 @@ import pytest
 
 from cluster.errors import one_line
 
-DEAD = """The actor died because of an error raised in its creation task, \x1b[36mray::Worker\x1b[39m
+DEAD = """The actor died because of an error in its creation task, \x1b[36mray::Worker\x1b[39m
   File "worker.py", line 7, in __init__
 Traceback (most recent call last):
   File "loader.py", line 80, in load
