@@ -61,6 +61,7 @@ def stop_rank(site: Site) -> Figures:
 @fault("two-jobs")
 def two_jobs(site: Site) -> Figures:
     """A second job on a run, which asks to replace it: refused, and the first undisturbed."""
+    site.break_ranks("dawdle", seconds=3)  # until the second has got that far
     launch, _ = half_way(site)
     hit = time.monotonic()
     rival = site.launch("--replace")
@@ -70,6 +71,7 @@ def two_jobs(site: Site) -> Figures:
     if launch.driver.poll() is not None:
         raise Missed("the first job had ended before the second was refused")
     detected = round(time.monotonic() - hit, 2)
+    site.let_go()
     figures = goes_on(site, launch, "rival refused with 2; same model, undisturbed")
     figures.detected = detected
     return figures
