@@ -8,12 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import keras
-import numpy as np
-import yaml
 
-from alexnet.archive import Archive, open_archive
-from alexnet.checkpoint import Checkpoint, read
-from alexnet.config import DataConfig, ModelConfig, RunConfig
+from alexnet.checkpoint import Checkpoint
+from alexnet.config import DataConfig, RunConfig
 from alexnet.data.batches import Batches, evaluation_batches, training_batches
 from alexnet.data.order import Order, share
 from alexnet.data.shards import ShardSet
@@ -22,11 +19,11 @@ from alexnet.data.storage import RangeCache, absolute
 from alexnet.errors import ConfigError, DataError
 from alexnet.evaluation import Evaluator
 from alexnet.exact import FixedPoint, Float32
-from alexnet.exchange import Alone, Exchange
+from alexnet.exchange import Exchange
 from alexnet.model import build_model
 from alexnet.optimizer import build_optimizer
 from alexnet.schedule import learning_rate
-from alexnet.step import TrainStep, model_variables
+from alexnet.step import TrainStep
 
 VIEW = ("image_size", "fit", "resize", "evaluation_crops")  # how the model sees an image
 
@@ -183,70 +180,3 @@ def evaluator(
     images = max(1, batch // data.evaluation_crops)
     batches = partial(evaluation_batches, dataset, VALIDATION, rows, data, images, on_bad_row)
     return Evaluator(model, batches, partial(exchange.sum, name="evaluation"))
-
-
-def evaluate_checkpoint(name: str, dataset_path: str | None, best: bool = False) -> dict[str, Any]:
-    """Score a checkpoint on a dataset's validation split, in this process.
-
-    Args:
-        name: a checkpoint folder; or a run directory, or the URI of its archive: then its newest
-            one that verifies.
-        dataset_path: a prepared set; None: the one that it was trained on.
-        best: of a run directory, the one that scored highest while it was trained.
-
-    Raises:
-        DataError: no checkpoint that verifies, or no such dataset.
-        ConfigError: the dataset's classes are not the checkpoint's.
-    """
-    saved = _best(name) if best else _newest(name)
-    path = dataset_path or saved.facts["dataset"]
-    settings = dict(saved.facts["model"])
-    data = DataConfig(path=path, **{key: settings.pop(key) for key in VIEW})
-    dataset = open_dataset(data)
-    classes, mean, std = map(settings.pop, ("classes", "mean", "std"))
-    if list(dataset.classes) != classes:
-        raise ConfigError(
-            f"{path}: its {len(dataset.classes)} classes are not the {len(classes)} that "
-            f"{saved.path} was trained on"
-        )
-    model = build_model(ModelConfig(**settings), data.image_size, len(classes), mean, std)
-    for key, variable in model_variables(model).items():
-        variable.assign(saved.state[key])
-    score = evaluator(model, dataset, data, saved.facts["order"]["micro_batch"], Alone())
-    scores = score()
-    by_class = score.confusion.diagonal() / np.maximum(1, score.confusion.sum(1))
-    return {
-        "checkpoint": str(saved.path),
-        "step": saved.step,
-        **scores,
-        "top1_by_class": dict(zip(classes, by_class.round(4).tolist(), strict=True)),
-        "confusion": score.confusion.tolist(),
-    }
-
-
-def _newest(name: str) -> Checkpoint:
-    archive = _archive(name)
-    saved = archive.newest() if archive else read(Path(name))
-    if saved is None:
-        raise DataError(f"{name}: no checkpoint that verifies")
-    return saved
-
-
-def _best(name: str) -> Checkpoint:
-    archive = _archive(name)
-    marked = archive.best() if archive else None
-    if archive is None or marked is None:
-        raise DataError(f"{name}: no run with a best checkpoint; leave --best out")
-    return archive.read_step(marked.step)
-
-
-def _archive(name: str) -> Archive | None:
-    """Return the archive that `name` stands for, unless it is a checkpoint."""
-    run = Path(name)
-    if "://" in name:
-        return open_archive(run, name)
-    try:
-        settings = yaml.safe_load((run / "config.yaml").read_text())
-    except FileNotFoundError:
-        return open_archive(run, None) if (run / "checkpoints").is_dir() else None
-    return open_archive(run, settings["checkpoint"].get("path"))

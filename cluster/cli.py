@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from alexnet.errors import EXIT_DATA, EXIT_FAILED, EXIT_OK, AlexnetError
+from alexnet.errors import EXIT_DATA, EXIT_FAILED, EXIT_OK, AlexnetError, DataError
 
 if TYPE_CHECKING:
     from alexnet.data.shards import ShardSet
@@ -169,9 +169,39 @@ def evaluate(checkpoint: str, dataset: str | None, best: bool) -> None:
 
     Without DATASET, on the one that the run was trained on. Prints JSON.
     """
-    from alexnet.task import evaluate_checkpoint
+    from alexnet.trained import Trained
 
-    click.echo(json.dumps(evaluate_checkpoint(checkpoint, dataset, best)))
+    click.echo(json.dumps(Trained.load(checkpoint, best).evaluate(dataset)))
+
+
+@cli.command()
+@click.argument("model")
+@click.argument("images", nargs=-1, required=True)
+@click.option("--best", is_flag=True, help="Of a run: the one that scored highest, not the newest.")
+@click.option("--top", type=click.IntRange(1), default=3, show_default=True, help="Classes told.")
+@click.option("--json", "as_json", is_flag=True, help="A JSON object a line, with all classes.")
+def predict(model: str, images: tuple[str, ...], best: bool, top: int, as_json: bool) -> None:
+    """Say what is on IMAGES, files or folders of them, as MODEL, a run or a checkpoint, sees it.
+
+    An image that cannot be read is told on its line; the others are done, and the exit code is 3.
+    """
+    from dataclasses import asdict
+
+    from alexnet.trained import Trained, image_files
+
+    files = image_files(images)
+    width = max(len(str(path)) for path in files)
+    problems = 0
+    for found in Trained.load(model, best).predict(files):
+        problems += found.problem is not None
+        if as_json:
+            click.echo(json.dumps(asdict(found)))
+            continue
+        likely = list(found.probabilities.items())[:top]
+        told = found.problem or "  ".join(f"{name} {share:.1%}" for name, share in likely)
+        click.echo(f"{found.image:{width}}  {told}")
+    if problems:
+        raise DataError(f"{problems} of {len(files)} could not be read as images")
 
 
 def main() -> None:
