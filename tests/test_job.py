@@ -158,15 +158,12 @@ def submitted(
     command = [*SUBMIT, "--address", job.cluster.dashboard, "--working-dir", str(ROOT), "--"]
     command += ["python", "-m", "cluster", "train", str(job.config), *FLOAT32]
     running = submit(job, command)
-    scraped = []
-    for step in (2, 6):
-        wait_until(partial(has_reached_or_ended, job, step, running), 120, f"{step} steps")
-        assert running.poll() is None, job.output
-        scraped.append([scrape(job.port), scrape(job.port + 1)])
+    first = scrapes_of_more_steps(job, [0, 0])
+    later = scrapes_of_more_steps(job, [max(6, rank["alexnet_steps_total"]) for rank in first])
     rival = Job(job.folder, digits, cluster, log="rival")
     refused = rival.train("--replace"), rival.output
     assert running.wait(timeout=300) == 0, job.output
-    return job, scraped, refused
+    return job, [first, later], refused
 
 
 def submit(job: Job, command: list[str]) -> "subprocess.Popen[bytes]":
@@ -179,6 +176,21 @@ def submit(job: Job, command: list[str]) -> "subprocess.Popen[bytes]":
         if "No available agent" not in job.output:
             return running
         time.sleep(1)
+
+
+def scrapes_of_more_steps(job: Job, steps: list[float]) -> list[dict[str, float]]:
+    """What each rank serves once each has counted more than so many steps."""
+    scrapes: list[dict[str, float]] = []
+
+    def more() -> bool:
+        scrapes[:] = [scrape(job.port + rank) for rank in range(len(steps))]
+        return all(
+            served["alexnet_steps_total"] > before
+            for served, before in zip(scrapes, steps, strict=True)
+        )
+
+    wait_until(more, 120, f"more than {steps} steps")
+    return scrapes
 
 
 def has_reached_or_ended(job: Job, step: int, running: "subprocess.Popen[bytes]") -> bool:
