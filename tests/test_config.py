@@ -123,7 +123,7 @@ def test_a_dump_names_every_setting() -> None:
         ("train.epochs=1.5", ["train.epochs = 1.5", "integer"]),
         ("train.epochs=many", ["train.epochs = 'many'", "integer"]),
         ("data.augment=5", ["data.augment = 5", "dictionary"]),
-        ("schedule.decay=linear", ["'linear'", "'constant', 'cosine'", "or 'step'"]),
+        ("schedule.decay=linear", ["'linear'", "'constant', 'cosine'", "or 'inverse_time'"]),
         # combinations
         ("train.global_batch=100", ["global_batch 100", "not a multiple of micro_batch 32"]),
         ("train.micro_batch=256", ["global_batch 128", "not a multiple of micro_batch 256"]),
