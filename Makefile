@@ -16,7 +16,7 @@ INTERPRETER = $(or $(shell for python in $(PYTHON) python3.12 python3.11; do \
 	$(error Python 3.11 or 3.12 is needed: make setup PYTHON=/path/to/python3.12))
 
 .DEFAULT_GOAL := help
-.PHONY: help train test setup lint bench-data chaos soak lock clean
+.PHONY: help train test setup lint bench-data chaos soak accuracy image e2e audit lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -42,6 +42,18 @@ chaos: setup ## every fault, done to real processes (ARGS="kill-rank --rounds 3"
 
 soak: setup ## an hour of training, a fault a minute (ARGS="--minutes 4 --seed 7")
 	$(BIN)/python -m benchmarks.soak $(ARGS)
+
+accuracy: setup ## train the presets on real images (DATA=DIR, ARGS="catdog cifar10-0"; hours)
+	$(BIN)/python -m benchmarks.accuracy $(if $(DATA),--data $(DATA)) $(ARGS)
+
+image: ## build alexnet:VERSION (TARGET=gpu; buildah or podman) and say how large it is
+	tools/image/build $(or $(TARGET),cpu) $(ARGS)
+
+e2e: setup ## the image's pods under podman: job, scrapes, a lost pod, strangers (as root)
+	$(BIN)/python -m pytest -m container $(ARGS) tests/e2e
+
+audit: setup ## ask for advisories on every package of requirements/ (SECURITY.md has the exceptions)
+	$(BIN)/python tools/audit.py
 
 lock: ## write requirements/*.lock anew from pyproject.toml (needs uv)
 	requirements/compile
