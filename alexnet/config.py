@@ -55,6 +55,10 @@ class DataConfig(Settings):
     evaluation_crops: Literal[1, 10] = Field(
         1, description="crop: views of an image whose predictions are averaged; the paper: 10"
     )
+    standardize: bool = Field(
+        True,
+        description="by the training set's mean and standard deviation; false: pixels in 0..1",
+    )
     augment: AugmentConfig = AugmentConfig()
     window: int = Field(2048, ge=1, description="rows of a stream shuffled together")
     threads: int = Field(0, ge=0, description="decoding threads a rank; 0: this rank's cores")
@@ -145,6 +149,17 @@ class TrainConfig(Settings):
     evaluate_every: int = Field(1, ge=0, description="epochs; 0: only at the end")
     label_smoothing: float = Field(
         0.0, ge=0, lt=1, description="share of the target spread evenly over all classes"
+    )
+    precision: Literal["float32", "bfloat16", "float16"] = Field(
+        "float32",
+        description="of the layers; weights, sums and the loss are float32 with any of them",
+    )
+    ema_decay: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="scored and kept besides: a moving average of the weights, of which a step "
+        "leaves this share; null: none",
     )
     exact_sums: bool = Field(
         False, description="add up in 64-bit fixed point: the same bits at any number of ranks"

@@ -1,7 +1,7 @@
 """Scores and confusion over a split; every image counts once, at any number of ranks."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import TypedDict
 
 import keras
@@ -32,12 +32,15 @@ class Evaluator:
         model: keras.Model,
         batches: Callable[[], Iterable[tuple[tf.Tensor, tf.Tensor]]],
         sum_over_ranks: Callable[[list[tf.Tensor]], list[tf.Tensor]],
+        weights: Sequence[tf.Variable] | None = None,
     ) -> None:
         """Score on this rank's `batches`: images uint8 [n, views, size, size, 3], labels int64 [n].
 
-        An image's views are crops of it, whose predicted probabilities are averaged.
+        An image's views are crops of it, whose predicted probabilities are averaged. `weights`
+        take the place of the model's trainable ones (None: they do not).
         """
         self._model = model
+        self._weights = weights
         self._batches = batches
         self._sum_over_ranks = sum_over_ranks
         self._score = tf.function(self._score_batch, autograph=False, reduce_retracing=True)
@@ -59,10 +62,18 @@ class Evaluator:
             "images": int(count),
         }
 
+    def _logits(self, images: tf.Tensor) -> tf.Tensor:
+        if self._weights is None:
+            return self._model(images, training=False)
+        weights = [tf.convert_to_tensor(v) for v in self._weights]
+        others = [tf.convert_to_tensor(v.value) for v in self._model.non_trainable_variables]
+        logits, _ = self._model.stateless_call(weights, others, images, training=False)
+        return logits
+
     def _score_batch(self, images: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
         _, views, height, width, channels = images.shape
         flat = tf.cast(tf.reshape(images, [-1, height, width, channels]), tf.float32)
-        logits = self._model(flat, training=False)
+        logits = self._logits(flat)
         by_view = tf.reshape(tf.nn.log_softmax(logits), [-1, views, logits.shape[-1]])
         scores = tf.reduce_logsumexp(by_view, axis=1) - math.log(views)
         losses = -tf.gather(scores, labels, batch_dims=1)

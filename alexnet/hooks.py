@@ -22,7 +22,7 @@ class StopAtBadNumbers(Hook):
     """Ends the run at a step whose sums are not finite. Every rank sees the same ones."""
 
     def on_step(self, event: StepEvent) -> None:  # noqa: D102 - as in Hook
-        if event.result.skipped:
+        if event.result.skipped and not event.result.overflow:
             raise BadNumbersError(
                 f"step {event.step}: loss or gradients are not finite; lower "
                 "schedule.learning_rate, or leave such steps out: train.on_bad_numbers=skip"
@@ -182,7 +182,7 @@ class LogLines(Hook):
 
     def on_step(self, event: StepEvent) -> None:  # noqa: D102
         self._events.append(event)
-        if event.result.skipped:
+        if event.result.skipped and not event.result.overflow:
             self._send({"kind": "skipped", "step": event.step, **self._epoch(event.step)})
         if event.step % self._every == 0:
             self._emit()

@@ -4,7 +4,8 @@ All are made of Keras' own layers and operations, so that an exported one needs 
 package to be loaded.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import keras
 from keras import KerasTensor as Tensor
@@ -25,18 +26,37 @@ def build_model(
     classes: int,
     mean: tuple[float, ...],
     std: tuple[float, ...],
+    precision: str = "float32",
 ) -> keras.Model:
     """Return a network from images [n, image_size, image_size, 3] to logits [n, classes].
 
-    `mean` and `std`, of the training set's R, G, B in 0..255, are part of the network: whoever has
-    the model has its preprocessing. The softmax is left to the loss and to exports.
+    `mean` is taken from R, G and B, and the rest divided by `std`, in the network itself: whoever
+    has the model has its preprocessing. The softmax is left to the loss and to exports.
+
+    With a `precision` of bfloat16 or float16 the layers between preprocessing and logits compute
+    in it. Weights, statistics, images and logits are float32 always.
     """
     inputs = keras.Input([image_size, image_size, 3], name="image")
     # The 2012 paper takes the mean away and leaves the scale.
     variance = [1.0 if config.name == "original" else value**2 for value in std]
-    x = keras.layers.Normalization(mean=mean, variance=variance, name="normalize")(inputs)
+    x = keras.layers.Normalization(mean=mean, variance=variance, dtype="float32", name="normalize")(
+        inputs
+    )
     network = {"seed": _seed, "original": _original, "bn": _bn}[config.name]
-    return keras.Model(inputs, network(config, x, classes), name=f"alexnet_{config.name}")
+    with _computing_in(precision):
+        outputs = network(config, x, classes)
+    return keras.Model(inputs, outputs, name=f"alexnet_{config.name}")
+
+
+@contextmanager
+def _computing_in(precision: str) -> Iterator[None]:
+    """Have layers that are made in this context compute in `precision`, on float32 weights."""
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy("float32" if precision == "float32" else f"mixed_{precision}")
+    try:
+        yield
+    finally:
+        keras.config.set_dtype_policy(before)
 
 
 def _seed(config: ModelConfig, x: Tensor, classes: int) -> Tensor:
@@ -103,7 +123,9 @@ def _layers(
             name=f"fc{number}",
         )(x)
         x = keras.layers.Dropout(config.dropout, name=f"drop{number}")(x)
-    return keras.layers.Dense(classes, kernel_initializer=logits(), name="logits")(x)
+    return keras.layers.Dense(classes, kernel_initializer=logits(), dtype="float32", name="logits")(
+        x
+    )
 
 
 def _conv(
@@ -150,8 +172,13 @@ def _batchnorm(config: ModelConfig, x: Tensor, number: int) -> Tensor:
 
 
 def _local_response_norm(x: Tensor) -> Tensor:
-    """x / (2 + 1e-4 s)^(3/4), s being the sum of squares over the five nearest channels."""
+    """x / (2 + 1e-4 s)^(3/4), s being the sum of squares over the five nearest channels.
+
+    In float32, whatever the layers around it compute in: float16 ends where an activation is 256.
+    """
     side, channels = LRN_WIDTH // 2, x.shape[-1]
+    if x.dtype != "float32":
+        return keras.ops.cast(_local_response_norm(keras.ops.cast(x, "float32")), x.dtype)
     squares = keras.ops.pad(keras.ops.square(x), [[0, 0], [0, 0], [0, 0], [side, side]])
     nearest = [squares[..., at : at + channels] for at in range(LRN_WIDTH)]
     root = keras.ops.rsqrt(LRN_BIAS + LRN_SCALE * sum(nearest[1:], start=nearest[0]))

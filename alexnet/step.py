@@ -15,7 +15,9 @@ import tensorflow as tf
 
 from alexnet.exact import Float32, Sums
 from alexnet.exchange import Exchange
+from alexnet.loss_scale import LossScale
 from alexnet.optimizer import Momentum
+from alexnet.weight_average import WeightAverage
 
 Tensors = list[tf.Tensor]
 
@@ -28,10 +30,11 @@ class StepResult(NamedTuple):
     stop: bool  # some rank was asked to stop
     skipped: bool  # some sum was not finite, so that the state is as it was
     exchange_seconds: float  # waited for other ranks, with nothing left to compute
+    overflow: bool = False  # skipped for a loss scale that was too large, and has been halved
 
 
 class TrainStep:
-    """A replica's state (weights, BatchNorm statistics, momentum) and how one step changes it."""
+    """A replica's state (weights, BatchNorm statistics, momentum) and how a step changes it."""
 
     def __init__(
         self,
@@ -44,8 +47,13 @@ class TrainStep:
         share: range,
         label_smoothing: float = 0.0,
         sums: Sums = Float32(),  # noqa: B008 - has no state
+        loss_scale: LossScale | None = None,
+        ema_decay: float | None = None,
     ) -> None:
-        """Train `model`, whose outputs are logits, on the virtual workers in `share`."""
+        """Train `model`, whose outputs are logits, on the virtual workers in `share`.
+
+        `loss_scale` is for layers that compute in float16, and None for all others.
+        """
         self.model = model
         self._optimizer = optimizer
         self._exchange = exchange
@@ -54,8 +62,11 @@ class TrainStep:
         self._share = share
         self._label_smoothing = label_smoothing
         self._sums = sums
+        self._loss_scale = loss_scale
         self._weights = [v.value for v in model.trainable_variables]
         self._moving = [v.value for v in model.non_trainable_variables if not is_seed(v)]
+        weights = {v.path: v.value for v in model.trainable_variables}
+        self.average = WeightAverage(ema_decay, weights) if ema_decay else None
         self._graph = tf.function(self._step, autograph=False)
 
     @property
@@ -63,7 +74,9 @@ class TrainStep:
         """All that a checkpoint must hold, by name."""
         velocities = zip(self.model.trainable_variables, self._optimizer.velocities, strict=True)
         momentum = {f"momentum/{v.path}": velocity for v, velocity in velocities}
-        return {**model_variables(self.model), **momentum}
+        average = self.average.variables if self.average else {}
+        scale = self._loss_scale.variables if self._loss_scale else {}
+        return {**model_variables(self.model), **momentum, **average, **scale}
 
     def __call__(
         self, images: tf.Tensor, labels: tf.Tensor, step: int, rate: float, stop: bool
@@ -83,8 +96,8 @@ class TrainStep:
     @staticmethod
     def read(result: tf.Tensor) -> StepResult:
         """Wait for a step and return what it found."""
-        loss, accuracy, stop, finite, exchange_seconds = result.numpy().tolist()
-        return StepResult(loss, accuracy, stop > 0, finite == 0, exchange_seconds)
+        loss, accuracy, stop, finite, overflow, waited = result.numpy().tolist()
+        return StepResult(loss, accuracy, stop > 0, finite == 0, waited, overflow > 0)
 
     def _step(
         self,
@@ -109,12 +122,17 @@ class TrainStep:
         summed = self._sums.decode([*backward[::-1], *small])
         gradients, (*moved, loss, accuracy) = _split(summed, len(self._weights))
         finite = _are_finite(summed)
-        tf.cond(finite, lambda: self._update(gradients, moved, rate), tf.no_op)
-        figures = [tf.cast(x, tf.float64) for x in (loss, accuracy, stop, finite)]
+        tf.cond(finite, lambda: self._update(gradients, moved, step, rate), tf.no_op)
+        overflow = self._loss_scale.adapt(finite) if self._loss_scale else False
+        figures = [tf.cast(x, tf.float64) for x in (loss, accuracy, stop, finite, overflow)]
         return tf.stack([*figures, exchanged - computed])
 
-    def _update(self, gradients: Tensors, moved: Tensors, rate: tf.Tensor) -> tf.Operation:
+    def _update(
+        self, gradients: Tensors, moved: Tensors, step: tf.Tensor, rate: tf.Tensor
+    ) -> tf.Operation:
         self._optimizer.apply(gradients, rate)
+        if self.average:
+            self.average.update(step)
         for variable, value in zip(self._moving, moved, strict=True):
             variable.assign(value)
         return tf.no_op()
@@ -124,10 +142,11 @@ class TrainStep:
         pass overlaps with the exchange of what it has made already."""
         weights = [tf.convert_to_tensor(v) for v in self._weights]
         moving = [tf.convert_to_tensor(v) for v in self._moving]
+        scale = tf.convert_to_tensor(self._loss_scale.scale if self._loss_scale else 1.0)
 
         def one(at: tf.Tensor | int) -> Tensors:
             seeds = self._dropout_seeds(step, self._share.start + at)
-            parts = self._micro_batch(weights, moving, seeds, images[at], labels[at])
+            parts = self._micro_batch(weights, moving, seeds, scale, images[at], labels[at])
             return self._sums.encode(parts)
 
         last = len(self._share) - 1
@@ -150,6 +169,7 @@ class TrainStep:
         weights: Tensors,
         moving: Tensors,
         seeds: Tensors,
+        scale: tf.Tensor,
         images: tf.Tensor,
         labels: tf.Tensor,
     ) -> Tensors:
@@ -165,10 +185,14 @@ class TrainStep:
                 training=True,
             )
             loss = tf.reduce_mean(self._losses(labels, logits)) / self._virtual_workers
+            scaled = loss * scale if self._loss_scale else loss
         right = tf.cast(tf.equal(tf.argmax(logits, axis=1), labels), tf.float32)
         statistics = [m for v, m in zip(variables, moved, strict=True) if not is_seed(v)]
         means = [value / self._virtual_workers for value in (*statistics, tf.reduce_mean(right))]
-        return [*tape.gradient(loss, weights), *means[:-1], loss, means[-1]]
+        gradients = tape.gradient(scaled, weights)
+        if self._loss_scale:
+            gradients = [gradient / scale for gradient in gradients]
+        return [*gradients, *means[:-1], loss, means[-1]]
 
     def _losses(self, labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
         """Cross-entropy of each image; smoothed, with a mixture of its class and of all classes."""

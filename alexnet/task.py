@@ -1,13 +1,14 @@
 """A run's parts, put together from its settings: data, order, model, step, evaluation."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import keras
+import tensorflow as tf
 
 from alexnet.checkpoint import Checkpoint
 from alexnet.config import DataConfig, RunConfig
@@ -20,6 +21,7 @@ from alexnet.errors import ConfigError, DataError
 from alexnet.evaluation import Evaluator
 from alexnet.exact import FixedPoint, Float32
 from alexnet.exchange import Exchange
+from alexnet.loss_scale import LossScale
 from alexnet.model import build_model
 from alexnet.optimizer import build_optimizer
 from alexnet.schedule import learning_rate
@@ -28,6 +30,7 @@ from alexnet.step import TrainStep
 VIEW = ("image_size", "fit", "resize", "evaluation_crops")  # how the model sees an image
 
 BadRowHook = Callable[[str], None]
+Colour = tuple[float, ...]
 log = logging.getLogger(__name__)
 
 
@@ -69,7 +72,11 @@ class Task:
             )
         keras.utils.set_random_seed(config.seed)
         model = build_model(
-            config.model, config.data.image_size, len(dataset.classes), dataset.mean, dataset.std
+            config.model,
+            config.data.image_size,
+            len(dataset.classes),
+            *_scaling(config, dataset),
+            config.train.precision,
         )
         mine = share(config.train.virtual_workers, exchange.rank, exchange.world_size)
         step = TrainStep(
@@ -81,7 +88,10 @@ class Task:
             share=mine,
             label_smoothing=config.train.label_smoothing,
             sums=FixedPoint() if config.train.exact_sums else Float32(),
+            loss_scale=LossScale() if config.train.precision == "float16" else None,
+            ema_decay=config.train.ema_decay,
         )
+        scored = [*step.average.variables.values()] if step.average else None
         return Task(
             config=config,
             dataset=dataset,
@@ -89,7 +99,7 @@ class Task:
             share=mine,
             step=step,
             evaluator=evaluator(
-                model, dataset, config.data, config.train.micro_batch, exchange, on_bad_row
+                model, dataset, config.data, config.train.micro_batch, exchange, on_bad_row, scored
             ),
             on_bad_row=on_bad_row,
         )
@@ -120,14 +130,15 @@ class Task:
     def facts(self) -> dict[str, Any]:
         """What a checkpoint tells of itself beside its state."""
         train = self.config.train
+        mean, std = _scaling(self.config, self.dataset)
         return {
             "dataset": absolute(self.config.data.path),
             "model": {
                 **self.config.model.model_dump(),
                 **{name: getattr(self.config.data, name) for name in VIEW},
                 "classes": list(self.dataset.classes),
-                "mean": list(self.dataset.mean),
-                "std": list(self.dataset.std),
+                "mean": list(mean),
+                "std": list(std),
             },
             "order": {
                 "seed": self.config.seed,
@@ -167,6 +178,15 @@ def open_dataset(config: DataConfig) -> ShardSet:
     return ShardSet.open(config.path, cache)
 
 
+def _scaling(config: RunConfig, dataset: ShardSet) -> tuple[Colour, Colour]:
+    """Return what is taken from R, G and B, and what the rest is divided by."""
+    if not config.data.standardize:
+        return (0.0,) * 3, (255.0,) * 3
+    if config.model.name == "original":  # section 2 of the paper: the mean is taken away, no more
+        return dataset.mean, (1.0,) * 3
+    return dataset.mean, dataset.std
+
+
 def evaluator(
     model: keras.Model,
     dataset: ShardSet,
@@ -174,9 +194,10 @@ def evaluator(
     batch: int,
     exchange: Exchange,
     on_bad_row: BadRowHook = log.warning,
+    weights: Sequence[tf.Variable] | None = None,
 ) -> Evaluator:
-    """Return what scores `model` on held-out images, a share of them on each rank."""
+    """Return what scores `model`, with `weights`, on held-out images, a share on each rank."""
     rows = share(dataset.splits[VALIDATION].rows, exchange.rank, exchange.world_size)
     images = max(1, batch // data.evaluation_crops)
     batches = partial(evaluation_batches, dataset, VALIDATION, rows, data, images, on_bad_row)
-    return Evaluator(model, batches, partial(exchange.sum, name="evaluation"))
+    return Evaluator(model, batches, partial(exchange.sum, name="evaluation"), weights)

@@ -21,6 +21,7 @@ from alexnet.exchange import Alone
 from alexnet.model import build_model
 from alexnet.step import model_variables
 from alexnet.task import VIEW, evaluator, open_dataset
+from alexnet.weight_average import AVERAGE
 
 AT_ONCE = 32  # images
 NO_COLOURS = ((0.0,) * 3,) * 3  # nothing is augmented here
@@ -64,7 +65,7 @@ class Trained:
         classes, mean, std = map(settings.pop, ("classes", "mean", "std"))
         model = build_model(ModelConfig(**settings), view["image_size"], len(classes), mean, std)
         for key, variable in model_variables(model).items():
-            variable.assign(saved.state[key])
+            variable.assign(saved.state.get(AVERAGE + key, saved.state[key]))
         return Trained(
             name=str(saved.path),
             step=saved.step,

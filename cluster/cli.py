@@ -1,6 +1,7 @@
 """The verbs of `alexnet`. Heavy imports wait until a verb needs them."""
 
 import json
+import os
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -214,6 +215,28 @@ def predict(model: str, images: tuple[str, ...], best: bool, top: int, as_json: 
         click.echo(f"{found.image:{width}}  {told}")
     if problems:
         raise DataError(f"{problems} of {len(files)} could not be read as images")
+
+
+@cli.command()
+@click.argument("model")
+@click.argument("out")
+@click.option("--best", is_flag=True, help="Of a run: the one that scored highest, not the newest.")
+@click.option("--images", help="A folder, or a file, to compare on; otherwise held-out images.")
+def export(model: str, out: str, best: bool, images: str | None) -> None:
+    """Write MODEL, a run or a checkpoint, to OUT, to be used without this program.
+
+    OUT's end says the format: .keras, .h5, .onnx, or / for a SavedModel's folder. It takes pixels
+    and answers with probabilities; class names travel inside. It is read again and compared with
+    the checkpoint first: if any probability is more than 1e-4 off, nothing is written.
+    """
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # all formats on one device, in float32 as it is
+    from alexnet import export as exporting
+    from alexnet.trained import Trained, image_files
+
+    exporting.format_of(out)  # before a checkpoint comes from afar
+    files = image_files([images]) if images else []
+    found = exporting.export(Trained.load(model, best), out, files)
+    click.echo(f"{out}: at most {found.difference:.1e} from the checkpoint on {found.images}")
 
 
 @cli.command()

@@ -103,7 +103,7 @@ class Metrics(Hook):
         self._step_seconds.observe(event.training_seconds - self._last_seconds)
         self._last_seconds = event.training_seconds
         self._count()
-        self._skipped.inc(event.result.skipped)
+        self._skipped.inc(event.result.skipped and not event.result.overflow)
         if self._reports_result and not event.result.skipped:
             self._loss.set(event.result.loss)
             self._accuracy.set(event.result.accuracy)

@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable
 from typing import Any
 
+import keras
 import tensorflow as tf
 
 from alexnet.archive import Desk
@@ -79,12 +80,13 @@ def _train(config: JobConfig, exchange: HorovodExchange, board: Board, desk: Des
     phases = Phases()
     board.phase_seconds = phases.seconds
     board.progress(first_step)
-    observers = _observers(config, exchange, task, phases, board, first_step, desk)
+    tensorboard = _tensorboard(config, task) if exchange.rank == 0 else None
+    observers = _observers(config, exchange, task, phases, board, first_step, desk, tensorboard)
     every = config.train.evaluate_every * task.order.steps_per_epoch
     evaluate = Evaluate(task.evaluator, every, phases, observers, board.progress)
     trainer = Trainer(
         step=task.step,
-        batches=task.batches,
+        batches=tensorboard.showing(task.batches) if tensorboard else task.batches,
         rate=task.rate,
         total_steps=task.total_steps,
         hooks=[*_guards(config, exchange, task, phases), *observers, evaluate],
@@ -118,6 +120,10 @@ def _guards(config: JobConfig, exchange: HorovodExchange, task: Task, phases: Ph
     return [replicas, StopAtBadNumbers()] if config.train.on_bad_numbers == "stop" else [replicas]
 
 
+def _tensorboard(config: JobConfig, task: Task) -> TensorBoard:
+    return TensorBoard(config.run_path / "tensorboard", model_variables(task.step.model))
+
+
 def _observers(
     config: JobConfig,
     exchange: HorovodExchange,
@@ -126,6 +132,7 @@ def _observers(
     board: Board,
     first_step: int,
     desk: Desk,
+    tensorboard: TensorBoard | None,
 ) -> list[Hook]:
     """Hooks without collective calls, so that ranks may have different ones."""
     images = len(task.share) * config.train.micro_batch
@@ -136,8 +143,10 @@ def _observers(
         port = config.cluster.metrics_port + int(os.environ["HOROVOD_LOCAL_RANK"])
         metrics.serve(config.cluster.metrics_host, port)
     hooks: list[Hook] = [metrics, _Heartbeat(board)]
-    if exchange.rank > 0:
+    if tensorboard is None:  # the rest is rank 0's
         return hooks
+
+    _describe(task.step.model, first_step, board)
 
     def written(step: int) -> None:
         metrics.on_checkpoint(step)
@@ -151,7 +160,7 @@ def _observers(
     sinks: list[Callable[[dict[str, Any]], None]] = [
         board.record,
         JsonLines(run / "metrics.jsonl", first_step),
-        TensorBoard(run / "tensorboard"),
+        tensorboard,
     ]
     lines = LogLines(
         config.train.log_every,
@@ -171,7 +180,14 @@ def _observers(
         phases,
         restored_step=first_step or None,
     )
-    return [*hooks, LossSpikes([*sinks, metrics.on_loss_spike]), lines, save]
+    return [*hooks, LossSpikes([*sinks, metrics.on_loss_spike]), lines, tensorboard, save]
+
+
+def _describe(model: keras.Model, first_step: int, board: Board) -> None:
+    """Log the model layer by layer, and leave word of its size."""
+    model.summary(print_fn=log.info)
+    size = model.count_params()
+    board.record({"kind": "model", "step": first_step, "name": model.name, "parameters": size})
 
 
 class _Heartbeat(Hook):

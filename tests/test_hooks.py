@@ -15,7 +15,15 @@ from alexnet.config import OptimizerConfig
 from alexnet.errors import AlexnetError, BadNumbersError
 from alexnet.evaluation import Evaluation, Evaluator
 from alexnet.folder_archive import FolderArchive
-from alexnet.hooks import Evaluate, LogLines, SaveCheckpoints, StopAtBadNumbers, TensorBoard
+from alexnet.hooks import (
+    IMAGES,
+    SAMPLE,
+    Evaluate,
+    LogLines,
+    SaveCheckpoints,
+    StopAtBadNumbers,
+    TensorBoard,
+)
 from alexnet.optimizer import Momentum
 from alexnet.step import StepResult
 from alexnet.trainer import Hook, Phases, StepEvent
@@ -334,18 +342,22 @@ def test_skipped_steps_are_told_and_are_in_no_mean() -> None:
     assert (records[1]["loss"], records[4]["loss"]) == (0.5, None)
 
 
-def test_tensorboard_gets_the_numbers_by_step(tmp_path: Path) -> None:
-    sink = TensorBoard(tmp_path)
-    for step in (10, 20):
-        sink({"kind": "step", "step": step, "loss": step / 8, "epoch": 0.5, "phase_seconds": {}})
-    sink({"kind": "evaluation", "step": 20, **SCORE})
-    (file,) = tmp_path.iterdir()
-    found = {
-        (value.tag, record.step): tf.make_ndarray(value.tensor).item()
+def in_tensorboard(folder: Path) -> dict[tuple[str, int], Any]:
+    """Return all that TensorBoard would show, by name and step."""
+    (file,) = folder.iterdir()
+    return {
+        (value.tag, record.step): tf.make_ndarray(value.tensor)
         for record in tf.compat.v1.train.summary_iterator(str(file))
         for value in record.summary.value
     }
-    assert found == {
+
+
+def test_tensorboard_gets_the_numbers_by_step(tmp_path: Path) -> None:
+    sink = TensorBoard(tmp_path, {})
+    for step in (10, 20):
+        sink({"kind": "step", "step": step, "loss": step / 8, "epoch": 0.5, "phase_seconds": {}})
+    sink({"kind": "evaluation", "step": 20, **SCORE})
+    assert in_tensorboard(tmp_path) == {
         ("train/loss", 10): 1.25,
         ("train/loss", 20): 2.5,
         ("train/epoch", 10): 0.5,
@@ -356,11 +368,55 @@ def test_tensorboard_gets_the_numbers_by_step(tmp_path: Path) -> None:
     }
 
 
+def test_tensorboard_gets_a_histogram_of_each_variable_at_an_evaluation(tmp_path: Path) -> None:
+    ramp = tf.Variable(tf.reshape(tf.range(4 * SAMPLE, dtype=tf.float32), [-1, 64]))
+    hook = TensorBoard(tmp_path, {"fc1/kernel": ramp, "fc1/bias": tf.Variable([-1.0, 0.0, 2.0])})
+    drive(Evaluate(cast(Any, lambda on_batch: SCORE), 2, Phases(), tell=[hook]), [1, 2, 3])
+    found = in_tensorboard(tmp_path)
+    assert sorted(found) == [
+        (f"weights/fc1/{n}", step) for n in ("bias", "kernel") for step in (2, 3)
+    ]
+    left, right, counts = found["weights/fc1/bias", 2].T
+    assert (left[0], right[-1]) == (-1, 2)
+    assert counts[counts > 0].tolist() == [1, 1, 1]
+    left, right, counts = found["weights/fc1/kernel", 3].T
+    assert SAMPLE / 2 < counts.sum() <= SAMPLE  # not all of a large one
+    np.testing.assert_allclose(counts, counts.mean(), atol=1)  # but all parts of it
+    assert (left[0], right[-1]) == (0, pytest.approx(4 * SAMPLE, abs=8))
+
+
+def test_a_histogram_sees_every_column_of_a_large_layer(tmp_path: Path) -> None:
+    columns = tf.Variable(tf.tile(tf.range(64, dtype=tf.float32)[None], [4 * SAMPLE // 64, 1]))
+    TensorBoard(tmp_path, {"x": columns}).on_evaluation(1, SCORE)
+    *_, counts = in_tensorboard(tmp_path)["weights/x", 1].T
+    assert counts.min() > 0
+
+
+def test_tensorboard_gets_the_first_images_as_they_are_trained_on(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    made = [
+        (rng.integers(0, 256, (2, IMAGES + 1, 9, 7, 3), np.uint8), np.zeros([2, IMAGES + 1]))
+        for _ in range(3)
+    ]
+    asked: list[int] = []
+    batches = TensorBoard(tmp_path, {}).showing(lambda step: asked.append(step) or made)
+    passed_on = list(batches(40))
+    assert asked == [40]
+    assert passed_on == made  # the very same arrays: equal ones cannot be compared so
+    (width, height, *images) = in_tensorboard(tmp_path)["images", 40].tolist()
+    assert (width, height) == (b"7", b"9")
+    shown = [tf.io.decode_png(image).numpy() for image in images]
+    np.testing.assert_array_equal(shown, made[0][0][0, :IMAGES])
+
+
 def test_a_full_disk_does_not_end_a_run_for_its_curves(tmp_path: Path) -> None:
-    sink = TensorBoard(tmp_path)
+    sink = TensorBoard(tmp_path, {"x": tf.Variable([1.0, 2.0])})
+    images = np.random.default_rng(0).integers(0, 256, (1, 8, 64, 64, 3), np.uint8)
     with full_disk():
         for step in (1, 2):
             sink({"kind": "step", "step": step, "loss": 0.5})
+        sink.on_evaluation(2, SCORE)
+        assert len(list(sink.showing(lambda step: [(images, images)] * 3)(2))) == 3
     sink({"kind": "step", "step": 3, "loss": 0.5})
 
 

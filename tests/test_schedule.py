@@ -4,8 +4,9 @@ from typing import Literal
 
 import pytest
 
-from alexnet.config import ScheduleConfig
+from alexnet.config import RunConfig, ScheduleConfig, load
 from alexnet.schedule import learning_rate
+from tests.clusters import ROOT
 
 Decay = Literal["constant", "cosine", "polynomial", "step", "inverse_time"]
 DECAYS: tuple[Decay, ...] = ("constant", "cosine", "polynomial", "step", "inverse_time")
@@ -100,3 +101,16 @@ def test_the_large_batch_recipe(batch: int) -> None:
         left = (steps - step) / (steps - warmup)
         rate = peak * (step + 1) / (warmup + 1) if step < warmup else peak * left**2
         assert learning_rate(config, step, steps, batch) == pytest.approx(rate, rel=1e-12)
+
+
+@pytest.mark.parametrize(("preset", "batch"), [("imagenet", 512), ("imagenet-32k", 32768)])
+def test_the_presets_are_of_that_recipe(preset: str, batch: int) -> None:
+    config = load(RunConfig, ROOT / "configs" / f"{preset}.yaml")
+    schedule = config.schedule
+    assert config.train.global_batch == batch
+    assert (schedule.learning_rate, schedule.warmup_steps) == RECIPE[batch]
+    assert (schedule.decay, schedule.power, config.train.epochs) == ("polynomial", 2.0, 100)
+    assert config.optimizer.name == ("lars" if batch > 512 else "sgd")
+    assert (config.optimizer.momentum, config.optimizer.weight_decay) == (0.9, 5e-4)
+    assert config.model.name == "bn"
+    assert (config.model.batchnorm_momentum, config.model.batchnorm_epsilon) == (0.9, 1e-4)

@@ -1,5 +1,4 @@
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from functools import cache
 
 import keras
@@ -14,6 +13,7 @@ from alexnet.exact import FixedPoint, Float32, Sums
 from alexnet.exchange import Alone, Exchange
 from alexnet.optimizer import Momentum
 from alexnet.step import StepResult, TrainStep, is_seed, model_variables
+from tests.ring import Ring
 
 V, MICRO_BATCH, CLASSES = 4, 3, 5
 RATES = (0.05, 0.05, 0.02)
@@ -153,34 +153,6 @@ def test_batchnorm_moves_by_the_mean_over_all_micro_batches() -> None:
     for name in ("norm/moving_mean", "norm/moving_variance"):
         np.testing.assert_allclose(state_of(step)[name], wanted[name], rtol=1e-5)
     assert np.ptp(wanted["norm/moving_mean"]) > 0
-
-
-@dataclass
-class Ring:
-    """The sum over ranks that take their steps one after the other in this process.
-
-    Each rank adds its part to that of the ranks before it, so what the last one has is the sum.
-    """
-
-    rank: int
-    world_size: int
-    before: "Ring | None"
-    parts: list[tf.Variable] = field(default_factory=list)
-
-    def sum(self, tensors: Sequence[tf.Tensor], name: str = "step") -> list[tf.Tensor]:
-        if self.before:
-            tensors = [
-                tensor + part for tensor, part in zip(tensors, self.before.parts, strict=True)
-            ]
-        if not self.parts:
-            with tf.init_scope():
-                self.parts = [tf.Variable(tf.zeros(x.shape, x.dtype)) for x in tensors]
-        for part, x in zip(self.parts, tensors, strict=True):
-            part.assign(x)
-        return list(tensors)
-
-    def broadcast(self, variables: Sequence[tf.Variable]) -> None:
-        raise NotImplementedError
 
 
 def state_of_ranks(world_size: int, virtual_workers: int, sums: Sums) -> State:

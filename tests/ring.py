@@ -1,0 +1,34 @@
+"""Ranks that take their steps one after the other in one process."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import tensorflow as tf
+
+
+@dataclass
+class Ring:
+    """The exchange of such a rank.
+
+    Each rank adds its part to that of the ranks before it, so what the last one has is the sum.
+    """
+
+    rank: int
+    world_size: int
+    before: "Ring | None"
+    parts: list[tf.Variable] = field(default_factory=list)
+
+    def sum(self, tensors: Sequence[tf.Tensor], name: str = "step") -> list[tf.Tensor]:
+        if self.before:
+            tensors = [
+                tensor + part for tensor, part in zip(tensors, self.before.parts, strict=True)
+            ]
+        if not self.parts:
+            with tf.init_scope():
+                self.parts = [tf.Variable(tf.zeros(x.shape, x.dtype)) for x in tensors]
+        for part, x in zip(self.parts, tensors, strict=True):
+            part.assign(x)
+        return list(tensors)
+
+    def broadcast(self, variables: Sequence[tf.Variable]) -> None:
+        raise NotImplementedError
