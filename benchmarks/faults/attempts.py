@@ -23,28 +23,29 @@ def _killed(site: Site, rank: int) -> Figures:
     return mends_itself(site, launch, hit, ranks, lost=rank)
 
 
-@fault("kill-rank", detected=1.0, restored=1.0, replayed=EVERY)
+@fault("kill-rank", detected=1.0, of_cold=1.0, replayed=EVERY)
 def kill_rank(site: Site) -> Figures:
     """kill -9 of a rank that is not rank 0, in mid-step."""
     return _killed(site, 1)
 
 
-@fault("kill-rank-0", detected=1.0, restored=1.0, replayed=EVERY)
+@fault("kill-rank-0", detected=1.0, of_cold=1.0, replayed=EVERY)
 def kill_rank_0(site: Site) -> Figures:
     """kill -9 of rank 0, in mid-step."""
     return _killed(site, 0)
 
 
-@fault("warm-restart", detected=1.0, restored=0.5, replayed=EVERY)
+@fault("warm-restart", detected=1.0, of_cold=0.5, replayed=EVERY)
 def warm_restart(site: Site) -> Figures:
     """kill -9 of a rank while warm processes stand by: half of a cold start is the bound."""
-    site.break_ranks("dawdle", seconds=2)
+    dawdled = 2.0
+    site.break_ranks("dawdle", seconds=dawdled)
     launch, ranks = half_way(site, "cluster.standby_after=0")
     launch.await_line("standby ready")
     site.let_go()
     hit = time.monotonic()
     ranks[1].kill()
-    return mends_itself(site, launch, hit, ranks, lost=1)
+    return mends_itself(site, launch, hit, ranks, lost=1, dawdled=dawdled)
 
 
 @fault("freeze-rank", detected=STUCK, replayed=EVERY)

@@ -134,10 +134,10 @@ def _mends_without(
     )
 
 
-@fault("nodes-come-and-go", bound=500)
+@fault("nodes-come-and-go", bound=700)
 def nodes_come_and_go(site: Site) -> Figures:
     """Nodes for 2, 3, 1 and again 2 ranks within one launch."""
-    site.break_ranks("dawdle", seconds=6)
+    site.break_ranks("dawdle", seconds=15)  # until the last node has come
     with _cluster(site, 1) as cluster, ExitStack() as nodes:
         added = [_add(nodes, cluster, site)]
         launch = site.launch(*AUTO, "cluster.grow_after=1")
