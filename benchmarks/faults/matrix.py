@@ -126,7 +126,7 @@ def mends_itself(
     """Follow a launch from a fault at `hit` to its end, which must be the unbroken model.
 
     `before` are the ranks at the fault, of which `lost` was killed or frozen. Their first step had
-    been made to take `dawdled` seconds more.
+    been made to come `dawdled` seconds later.
     """
     cold_start = launch.await_step(1) - launch.started - dawdled
     reached = max((step for _, step in launch.steps()), default=0)
