@@ -30,7 +30,7 @@ class StoppedError(AlexnetError):
 def one_line(error: BaseException) -> str:
     """Return what an error of a library says: its first line, or what ends its traceback."""
     text = COLOUR.sub("", str(error))
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    lines = [line.strip() for line in text.splitlines() if re.search(r"\w", line)]
     if not lines:
         return type(error).__name__
     return lines[-1] if any(line.startswith("File ") for line in lines) else lines[0]

@@ -26,6 +26,7 @@ from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 from alexnet.data.storage import refuse_credentials
 from alexnet.errors import EXIT_FAILED, EXIT_OK, EXIT_STOPPED, AlexnetError, ConfigError
 from cluster.config import JobConfig
+from cluster.errors import one_line
 
 NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9_.-]*[A-Za-z0-9])?")
 RUN = "run_dir"  # in a job's metadata
@@ -191,14 +192,14 @@ class JobApi:
                 "~/.ray/auth_token is missing or not that cluster's"
             ) from error
         except (RuntimeError, OSError, aiohttp.ClientError) as error:
-            said = str(error).strip().splitlines()[-1:] or [type(error).__name__]
-            if "does not exist" in said[0]:
+            said = one_line(error)
+            if "does not exist" in said:
                 raise AlexnetError(f"no job {name!r} at {self._address}") from error
-            if "already exists" in said[0]:
+            if "already exists" in said:
                 raise ConfigError(
                     f"{self._address} has had a job {name!r}: name another"
                 ) from error
-            raise NoAnswerError(f"no answer from {self._address}: {said[0]}") from error
+            raise NoAnswerError(f"no answer from {self._address}: {said}") from error
 
 
 class _Log:
