@@ -51,6 +51,7 @@ SETTINGS = (
     "cluster.standby_after=30",
     "cluster.stall_timeout=25",
     f"cluster.max_restarts={ENDLESS}",
+    f"train.epochs={ENDLESS}",  # it ends by its steps
 )
 
 
