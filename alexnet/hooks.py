@@ -2,10 +2,13 @@
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import tensorflow as tf
 
 from alexnet.background_writer import BackgroundWriter
@@ -14,6 +17,10 @@ from alexnet.errors import AlexnetError, BadNumbersError
 from alexnet.evaluation import Evaluation, Evaluator
 from alexnet.exchange import Exchange
 from alexnet.trainer import Hook, Phases, StepEvent
+
+IMAGES = 8  # shown
+SAMPLE = 2**16  # weights of a variable that its histogram is of, at most
+Batch = tuple[tf.Tensor, tf.Tensor]  # images [k, micro_batch, size, size, 3] and labels
 
 log = logging.getLogger(__name__)
 
@@ -220,28 +227,65 @@ class LogLines(Hook):
             sink(record)
 
 
-class TensorBoard:
-    """A sink that writes every number of a record as a scalar, by step."""
+class TensorBoard(Hook):
+    """A sink that writes every number of a record as a scalar; and a hook that writes pictures.
 
-    def __init__(self, folder: Path) -> None:
+    These are histograms of the weights at each evaluation, when nothing else changes them, and
+    some images of the first batch. A disk that is full costs all this, never the run.
+    """
+
+    def __init__(self, folder: Path, weights: Mapping[str, tf.Variable]) -> None:
         """Write event files into `folder`."""
         self._writer = tf.summary.create_file_writer(str(folder))
+        self._weights = weights
 
     def __call__(self, record: dict[str, Any]) -> None:
-        """Write one record. A disk that is full costs the curves, never the run."""
+        """Write one record."""
         group = {"step": "train", "evaluation": "validation"}.get(record["kind"])
-        try:
-            if group:
-                self._write(group, record)
-        except tf.errors.OpError as error:
-            log.error("TensorBoard: a record is lost: %s", error.message.splitlines()[0])
+        if group:
+            with self._writing(record["step"]):
+                for name, value in record.items():
+                    if isinstance(value, float):
+                        tf.summary.scalar(f"{group}/{name}", value)
 
-    def _write(self, group: str, record: dict[str, Any]) -> None:
-        with self._writer.as_default(step=record["step"]):
-            for name, value in record.items():
-                if isinstance(value, float):
-                    tf.summary.scalar(f"{group}/{name}", value)
-        self._writer.flush()
+    def on_evaluation(self, step: int, evaluation: Evaluation) -> None:  # noqa: D102 - as in Hook
+        some = {name: _some_of(variable) for name, variable in self._weights.items()}
+        with self._writing(step), tf.device("CPU"):  # GPUs do not count repeatably
+            for name, values in some.items():
+                tf.summary.histogram(f"weights/{name}", values)
+
+    def showing(
+        self, batches: Callable[[int], Iterable[Batch]]
+    ) -> Callable[[int], Iterator[Batch]]:
+        """Return the same batches, some images of the first of which are written on its way."""
+
+        def shown(first_step: int) -> Iterator[Batch]:
+            for at, (images, labels) in enumerate(batches(first_step)):
+                if at == 0:
+                    with self._writing(first_step), tf.device("CPU"):
+                        tf.summary.image("images", images[0, :IMAGES], max_outputs=IMAGES)
+                yield images, labels
+
+        return shown
+
+    @contextmanager
+    def _writing(self, step: int) -> Iterator[None]:
+        try:
+            with self._writer.as_default(step=step):
+                yield
+            self._writer.flush()
+        except tf.errors.OpError as error:
+            log.error("TensorBoard: step %d is not in it: %s", step, error.message.splitlines()[0])
+
+
+def _some_of(variable: tf.Variable) -> npt.NDArray[np.float32]:
+    """Return evenly spaced elements: enough for a histogram, and no copy of a large layer.
+
+    Their distance is odd, so that it is no multiple of a row of weights.
+    """
+    apart = len(range(0, variable.shape.num_elements(), SAMPLE)) | 1
+    some: npt.NDArray[np.float32] = tf.reshape(variable, [-1])[::apart].numpy()
+    return some
 
 
 def _mean(values: Sequence[float]) -> float | None:

@@ -52,9 +52,16 @@ def podman(
 ) -> "subprocess.CompletedProcess[str]":
     """Run podman; what it says is in the error if it fails."""
     # No health checks by systemd timers: there may be no systemd.
-    variables = {"STORAGE_DRIVER": "overlay", **os.environ, "DISABLE_HC_SYSTEMD": "true"}
+    variables = {
+        "STORAGE_DRIVER": "overlay",
+        "CONTAINERS_CONF": str(Path(__file__).with_name("containers.conf")),
+        **os.environ,
+        "DISABLE_HC_SYSTEMD": "true",
+    }
+    # Podman's first choice, crun, refuses machines with both versions of cgroups.
+    runtime = ["--runtime=runc"] if shutil.which("runc") else []
     done = subprocess.run(
-        ["podman", *arguments],
+        ["podman", *runtime, *arguments],
         env=variables,
         input=text,
         capture_output=True,
