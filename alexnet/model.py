@@ -180,7 +180,7 @@ def _local_response_norm(x: Tensor) -> Tensor:
     if x.dtype != "float32":
         return keras.ops.cast(_local_response_norm(keras.ops.cast(x, "float32")), x.dtype)
     squares = keras.ops.pad(keras.ops.square(x), [[0, 0], [0, 0], [0, 0], [side, side]])
-    nearest = [squares[..., at : at + channels] for at in range(LRN_WIDTH)]
+    nearest = [squares[:, :, :, at : at + channels] for at in range(LRN_WIDTH)]
     root = keras.ops.rsqrt(LRN_BIAS + LRN_SCALE * sum(nearest[1:], start=nearest[0]))
     return x * root * keras.ops.sqrt(root)
 

@@ -1,5 +1,6 @@
 """A trained model as it is used: found by its name, scored, asked about images."""
 
+import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from alexnet.data.images import normalise
 from alexnet.data.sources import IMAGE_SUFFIXES
 from alexnet.errors import ConfigError, DataError
 from alexnet.exchange import Alone
+from alexnet.formats import WITH_LAYERS, read_layers
 from alexnet.model import build_model
 from alexnet.step import model_variables
 from alexnet.task import VIEW, evaluator, open_dataset
@@ -53,12 +55,14 @@ class Trained:
 
         Args:
             name: a checkpoint folder; or a run directory, or the URI of its archive: then its
-                newest one that verifies.
+                newest one that verifies; or a .keras or .h5 file that was exported.
             best: of a run, the one that scored highest while it was trained.
 
         Raises:
             DataError: no checkpoint that verifies.
         """
+        if Path(name).suffix in WITH_LAYERS and not best:
+            return _exported(Path(name))
         saved = _best(name) if best else _newest(name)
         settings = dict(saved.facts["model"])
         view = {key: settings.pop(key) for key in VIEW}
@@ -154,6 +158,19 @@ def _fit(fitter: Fitter, path: Path, out: npt.NDArray[np.uint8]) -> str | None:
     return None
 
 
+def _exported(path: Path) -> Trained:
+    model, description = read_layers(path)
+    facts = json.loads(description)
+    return Trained(
+        name=facts["checkpoint"],
+        step=facts["step"],
+        model=keras.Model(model.input, model.get_layer("logits").output, name=model.name),
+        classes=tuple(facts["classes"]),
+        data=DataConfig(path=facts["dataset"], **{key: facts[key] for key in VIEW}),
+        micro_batch=AT_ONCE,
+    )
+
+
 def _newest(name: str) -> Checkpoint:
     archive = _archive(name)
     saved = archive.newest() if archive else read(Path(name))
@@ -177,6 +194,6 @@ def _archive(name: str) -> Archive | None:
         return open_archive(run, name)
     try:
         settings = yaml.safe_load((run / "config.yaml").read_text())
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return open_archive(run, None) if (run / "checkpoints").is_dir() else None
     return open_archive(run, settings["checkpoint"].get("path"))

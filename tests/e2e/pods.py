@@ -32,12 +32,20 @@ PROMETHEUS = f"{SUBNET}.100"
 CLIENT = f"{SUBNET}.1"  # this machine, in the place of the operator, which talks to the job API
 STRANGER = f"{SUBNET}.200"  # this machine, as anybody else
 
+NEEDED = {  # programs, and Debian's packages
+    "podman": "podman",
+    "catatonit": "catatonit",
+    "iptables": "iptables",  # podman's network
+    "nft": "nftables",  # our walls
+    "nsenter": "util-linux",
+}
+
 Tree = dict[str, Any]
 
 
 def why_not() -> str | None:
     """Return why no pods can be had here, in one line, or None if they can."""
-    for program, package in (("podman", "podman"), ("nft", "nftables"), ("nsenter", "util-linux")):
+    for program, package in NEEDED.items():
         if not shutil.which(program):
             return f"no {program} here: apt-get install {package}"
     if os.geteuid() != 0:
@@ -100,8 +108,9 @@ class Pod:
             input=text,
             capture_output=True,
             text=True,
-            check=True,
         )
+        if done.returncode != 0:
+            raise RuntimeError(f"{' '.join(command)}: {done.stderr.strip()}")
         return done.stdout
 
 
@@ -189,6 +198,7 @@ class Pods:
         for volume in spec["volumes"]:
             if claim := volume.get("persistentVolumeClaim"):
                 claim["claimName"] = PREFIX + claim["claimName"]
+        del spec["containers"][0]["ports"]  # podman would open them on this machine
         for variable in spec["containers"][0]["env"]:
             if source := variable.get("valueFrom"):
                 source["secretKeyRef"]["name"] = PREFIX + source["secretKeyRef"]["name"]

@@ -42,8 +42,8 @@ def wall(policies: Sequence[Tree], labels: Mapping[str, str], peers: Iterable[Pe
         ]
         # With an answer, not in silence: a scan of all ports is then a matter of seconds.
         lines += ["meta l4proto tcp reject with tcp reset", "drop"] if mine else []
-        chains.append(f"chain {hook} {{ {'; '.join(lines)}; }}")
-    return "table inet wall { " + " ".join(chains) + " }"
+        chains.append("\n".join([f"chain {hook} {{", *lines, "}"]))
+    return "\n".join(["table inet wall {", *chains, "}", ""])
 
 
 def _let_through(spec: Tree, kind: str, peer: Peer) -> Iterator[str]:
