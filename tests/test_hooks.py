@@ -6,6 +6,7 @@ from typing import Any, cast
 
 import keras
 import numpy as np
+import numpy.typing as npt
 import pytest
 import tensorflow as tf
 
@@ -399,7 +400,12 @@ def test_tensorboard_gets_the_first_images_as_they_are_trained_on(tmp_path: Path
         for _ in range(3)
     ]
     asked: list[int] = []
-    batches = TensorBoard(tmp_path, {}).showing(lambda step: asked.append(step) or made)
+
+    def batches_from(step: int) -> list[tuple[npt.NDArray[np.uint8], npt.NDArray[np.float64]]]:
+        asked.append(step)
+        return made
+
+    batches = TensorBoard(tmp_path, {}).showing(batches_from)
     passed_on = list(batches(40))
     assert asked == [40]
     assert passed_on == made  # the very same arrays: equal ones cannot be compared so

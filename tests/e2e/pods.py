@@ -24,6 +24,7 @@ from tests.e2e.walls import Peer, wall
 
 K8S = ROOT / "k8s"
 IMAGE = "alexnet:0.1.0"
+MEMORY = Path("/dev/shm")
 PREFIX = "e2e-"  # of all that podman keeps by name: nobody else's is touched
 NETWORK = f"{PREFIX}alexnet"
 SUBNET = "10.213.77"
@@ -198,12 +199,24 @@ class Pods:
         for volume in spec["volumes"]:
             if claim := volume.get("persistentVolumeClaim"):
                 claim["claimName"] = PREFIX + claim["claimName"]
+            if "emptyDir" in volume:
+                volume["hostPath"] = {"path": str(self._empty(pod, volume))}
+                del volume["emptyDir"]
         del spec["containers"][0]["ports"]  # podman would open them on this machine
         for variable in spec["containers"][0]["env"]:
             if source := variable.get("valueFrom"):
                 source["secretKeyRef"]["name"] = PREFIX + source["secretKeyRef"]["name"]
         metadata = {"name": pod.name, "labels": dict(pod.labels)}
         return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec}
+
+    def _empty(self, pod: Pod, volume: Tree) -> Path:
+        """Make an emptyDir as Kubernetes does, for anybody: podman's are for root alone."""
+        in_memory = volume["emptyDir"].get("medium") == "Memory"
+        path = (MEMORY if in_memory else self._folder) / f"{PREFIX}{pod.name}-{volume['name']}"
+        shutil.rmtree(path, ignore_errors=True)
+        path.mkdir()
+        path.chmod(0o777)
+        return path
 
     @staticmethod
     def _config_maps() -> list[Tree]:
@@ -277,6 +290,8 @@ def remove_all() -> None:
         if name.startswith(PREFIX):
             podman("volume", "rm", "--force", name)
     podman("network", "rm", "--force", NETWORK, check=False)
+    for path in MEMORY.glob(f"{PREFIX}*"):
+        shutil.rmtree(path)
 
 
 def _names(*arguments: str) -> Sequence[str]:
