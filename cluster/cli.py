@@ -24,6 +24,9 @@ CONTEXT = {"help_option_names": ["-h", "--help"]}
 OVERRIDES = click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 CONFIG = click.argument("config", type=click.Path(path_type=Path))
 JOB = click.argument("job")
+BEST = click.option(
+    "--best", is_flag=True, help="Of a run: the one that scored highest, not the newest."
+)
 ADDRESS = click.option(
     "--address",
     envvar="RAY_API_SERVER_ADDRESS",
@@ -176,7 +179,7 @@ def train(config: Path, overrides: tuple[str, ...], replace: bool, print_config:
 @cli.command()
 @click.argument("checkpoint")
 @click.argument("dataset", required=False)
-@click.option("--best", is_flag=True, help="Of a run: the one that scored highest, not the newest.")
+@BEST
 def evaluate(checkpoint: str, dataset: str | None, best: bool) -> None:
     """Score CHECKPOINT, a run or one of its checkpoints, on DATASET's validation split.
 
@@ -190,7 +193,7 @@ def evaluate(checkpoint: str, dataset: str | None, best: bool) -> None:
 @cli.command()
 @click.argument("model")
 @click.argument("images", nargs=-1, required=True)
-@click.option("--best", is_flag=True, help="Of a run: the one that scored highest, not the newest.")
+@BEST
 @click.option("--top", type=click.IntRange(1), default=3, show_default=True, help="Classes told.")
 @click.option("--json", "as_json", is_flag=True, help="A JSON object a line, with all classes.")
 def predict(model: str, images: tuple[str, ...], best: bool, top: int, as_json: bool) -> None:
@@ -220,7 +223,7 @@ def predict(model: str, images: tuple[str, ...], best: bool, top: int, as_json: 
 @cli.command()
 @click.argument("model")
 @click.argument("out")
-@click.option("--best", is_flag=True, help="Of a run: the one that scored highest, not the newest.")
+@BEST
 @click.option("--images", help="A folder, or a file, to compare on; otherwise held-out images.")
 def export(model: str, out: str, best: bool, images: str | None) -> None:
     """Write MODEL, a run or a checkpoint, to OUT, to be used without this program.
