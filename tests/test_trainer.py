@@ -21,7 +21,8 @@ class Steps:
 
     def __call__(self, images: Any, labels: Any, step: int, rate: float, stop: bool) -> tf.Tensor:
         self.taken.append(step)
-        return tf.constant([float(step), rate, step + 1 == self.stop_at, 1.0, 0.25], tf.float64)
+        figures = [float(step), rate, step + 1 == self.stop_at, 1.0, 0.0, 0.25]
+        return tf.constant(figures, tf.float64)
 
     read = staticmethod(TrainStep.read)
 
