@@ -1,6 +1,7 @@
 """A real Ray cluster with token authentication, and runs of the command line against it."""
 
 import os
+import random
 import secrets
 import signal
 import socket
@@ -130,12 +131,16 @@ def start(
 
 
 def free_ports(count: int) -> list[int]:
-    """Return ports that nothing listens on."""
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [server.getsockname()[1] for server in sockets]
-    for server in sockets:
-        server.close()
-    return ports
+    """Return ports in a row that nothing listens on.
+
+    They lie between those that Ray gives its workers (up to 19999) and those that Linux gives to
+    whoever asks for any (from 32768), so that nothing comes upon them before their user does.
+    """
+    while True:
+        first = random.randrange(20_000, 32_768 - count)
+        ports = list(range(first, first + count))
+        if not any(map(_answers, ports)):
+            return ports
 
 
 def wait_until(condition: Callable[[], object], timeout: float, what: str) -> None:

@@ -60,7 +60,7 @@ class Job:
     def __init__(self, folder: Path, digits: Path, cluster: RayCluster, log: str = "log") -> None:
         self.folder, self.run, self.cluster = folder, folder / "run", cluster
         self.config = folder / f"config-{log}.yaml"
-        self.port = free_ports(1)[0]
+        self.port = free_ports(2)[0]  # and the next: one for each rank
         self.log = folder / log
         text = CONFIG.format(steps=STEPS, run=self.run, data=digits, port=self.port)
         self.config.write_text(text)

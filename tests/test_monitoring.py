@@ -176,16 +176,16 @@ def scraped(tmp_path_factory: pytest.TempPathFactory, digits: Path) -> Iterator[
     if reason := why_not():
         pytest.skip(reason)
     folder = tmp_path_factory.mktemp("scraped")
-    port, listen = free_ports(2)
+    port, other, listen = free_ports(3)
     config = folder / "config.yaml"
     config.write_text(CONFIG.format(folder=folder, data=digits, port=port))
-    targets = [f"127.0.0.1:{port}", f"127.0.0.1:{port + 1}"]
+    targets = [f"127.0.0.1:{port}", f"127.0.0.1:{other}"]
     rules = [RULES / "alerts.yaml"]
     log = folder / "log"
     driver = start(["train", str(config)], dict(os.environ), log)
     try:
         with prometheus(folder, f"127.0.0.1:{listen}", targets, {"run": "a"}, rules) as scraper:
-            yield Scraped(prometheus=scraper, ports=(port, port + 1), driver=driver, log=log)
+            yield Scraped(prometheus=scraper, ports=(port, other), driver=driver, log=log)
     finally:
         driver.send_signal(signal.SIGTERM)
         driver.wait(timeout=60)

@@ -137,7 +137,7 @@ class Site:
         self.folder.mkdir(parents=True)
         self.run = self.folder / "run"
         self.data = data
-        self.port = free_ports(1)[0]
+        self.port = free_ports(2)[0]  # and the next: one for each rank
         self.host = HERE
         self._reference = reference
         self.environment = {
