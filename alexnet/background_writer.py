@@ -31,10 +31,12 @@ class BackgroundWriter:
         failed: Callable[[int, str], None] = lambda step, reason: None,
         max_failures: int = 1,
         restored_step: int = 0,
+        waits: bool = False,
     ) -> None:
         """Write on `desk`, keep the newest `keep`, and tell what has become of each step.
 
-        A run that was restored has its checkpoint of `restored_step` there.
+        A run that was restored has its checkpoint of `restored_step` there. With `waits` training
+        goes on once a checkpoint is written, so that its copy is gone before the next step.
         """
         desk.begin(restored_step)
         self._desk = desk
@@ -42,19 +44,22 @@ class BackgroundWriter:
         self._written = written
         self._failed = failed
         self._max_failures = max_failures
+        self._waits = waits
         self._newest = restored_step
         self._failures: list[AlexnetError] = []  # in a row
         self._thread: threading.Thread | None = None
         self._error: Exception | None = None
 
     def submit(self, step: int, state: State, facts: Mapping[str, Any]) -> None:
-        """Start writing; waits for the one before if that still runs."""
+        """Start writing; wait for the one before if that still runs, or for this one's end."""
         self._join()
         self.check()
         self._thread = threading.Thread(
             target=self._write, args=(step, state, facts), name="checkpoint"
         )
         self._thread.start()
+        if self._waits:
+            self._join()
 
     @property
     def best_top1(self) -> float:

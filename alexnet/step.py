@@ -153,7 +153,11 @@ class TrainStep:
         if last == 0:
             return one(0)
         shapes = [*(v.shape for v in [*weights, *moving]), [], []]
-        zeros = self._sums.encode([tf.zeros(shape) for shape in shapes])
+        # Not constants of the graph, which would stay: they are as large as the model.
+        zeros = [
+            tf.raw_ops.Empty(shape=part.shape, dtype=part.dtype, init=True)
+            for part in self._sums.encode([tf.zeros(shape) for shape in shapes])
+        ]
         _, *sums = tf.while_loop(
             lambda at, *_: at < last,
             lambda at, *sums: (at + 1, *map(tf.add, sums, one(at))),

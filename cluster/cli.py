@@ -148,7 +148,18 @@ def _describe(dataset: "ShardSet") -> None:
 @OVERRIDES
 @click.option("--replace", is_flag=True, help="Delete what RUN_DIR holds and start from nothing.")
 @click.option("--print-config", is_flag=True, help="Print the resolved settings and do nothing.")
-def train(config: Path, overrides: tuple[str, ...], replace: bool, print_config: bool) -> None:
+@click.option(
+    "--fit-memory",
+    is_flag=True,
+    help="Take the largest train.micro_batch that there is memory for.",
+)
+def train(
+    config: Path,
+    overrides: tuple[str, ...],
+    replace: bool,
+    print_config: bool,
+    fit_memory: bool,
+) -> None:
     """Train as CONFIG says, changed by KEY=VALUE (as in train.epochs=5).
 
     Runs on the Ray cluster that RAY_ADDRESS names, or starts one here. A run that was stopped or
@@ -171,7 +182,7 @@ def train(config: Path, overrides: tuple[str, ...], replace: bool, print_config:
         from cluster.screen import Screen
 
         screen = Screen(Console())
-        summary = run_job(settings, replace, screen, stop)
+        summary = run_job(settings, replace, screen, stop, fit_memory)
     screen.end(summary)
     sys.exit(summary["exit_code"])
 

@@ -46,6 +46,11 @@ class ClusterConfig(Settings):
         description="seconds of steps after which each rank gets a second process, with all "
         "imports done, to take its place after a fault; null: never, saves its memory",
     )
+    save_memory: bool = Field(
+        False,
+        description="CPUs: what a step frees is the system's at once, and steps wait for "
+        "checkpoints; the same bits, a fourth slower",
+    )
     metrics_host: str = Field("127.0.0.1", description="address on which ranks answer scrapes")
     metrics_port: int = Field(9400, ge=0, le=65000, description="of local rank 0; 0: no metrics")
 

@@ -16,6 +16,7 @@ from alexnet.data.prepare import prepare
 from alexnet.data.shards import MANIFEST, ShardSet
 from alexnet.data.storage import Location
 from alexnet.errors import AlexnetError, ConfigError
+from alexnet.memory import Memory
 from cluster import summary
 from cluster.board import RankResult
 from cluster.config import JobConfig
@@ -26,6 +27,7 @@ from cluster.errors import (
     StoppedError,
     one_line,
 )
+from cluster.fit import fitted, reserve_little, with_micro_batch
 from cluster.growth import Growth
 from cluster.guard import guarded
 from cluster.history import History
@@ -41,10 +43,13 @@ from cluster.workers import WorkerGroup
 GONE_SECONDS = "5"
 
 
-def run_job(config: JobConfig, replace: bool, screen: Screen, stop: Stop) -> dict[str, Any]:
+def run_job(
+    config: JobConfig, replace: bool, screen: Screen, stop: Stop, fit_memory: bool = False
+) -> dict[str, Any]:
     """Train as configured, in the run directory, and return what `summary.json` says.
 
     A run directory with checkpoints is gone on with; `replace` starts it from nothing instead.
+    With `fit_memory` the micro-batch is the largest that the ranks have memory for.
 
     Raises:
         AlexnetError: in one line, with its exit code, why there is no trained model.
@@ -55,7 +60,9 @@ def run_job(config: JobConfig, replace: bool, screen: Screen, stop: Stop) -> dic
     history = History()
     directory = RunDirectory(config.run_path)
     with stop.at_once():
-        _prepare_data(config, screen)
+        dataset = _prepare_data(config, screen)
+    if fit_memory:
+        reserve_little()
     try:
         with _ray(screen, stop) as is_own:
             plan = plan_workers(config, ray.cluster_resources())
@@ -63,13 +70,14 @@ def run_job(config: JobConfig, replace: bool, screen: Screen, stop: Stop) -> dic
                 plan.check_fits(ray.cluster_resources())
             archive = open_archive(config.run_path, config.checkpoint.path)
             with Lease(config.run_path, archive) as lease:
-                job = Job(config, replace, directory, archive, lease, history, stop, screen)
+                fits = dataset if fit_memory else None
+                job = Job(config, replace, directory, archive, lease, history, stop, screen, fits)
                 return job.run()
     except RayError as error:
         raise AlexnetError(f"Ray: {one_line(error)}") from error
 
 
-def _prepare_data(config: JobConfig, screen: Screen) -> None:
+def _prepare_data(config: JobConfig, screen: Screen) -> ShardSet:
     path = config.data.path
     if config.data.source and not (Location.of(path) / MANIFEST).exists():
         screen.say(f"preparing {config.data.source} into {path}")
@@ -78,6 +86,7 @@ def _prepare_data(config: JobConfig, screen: Screen) -> None:
     rows = {name: split.rows for name, split in dataset.splits.items()}
     rejected = f", {dataset.rejected} rejected" if dataset.rejected else ""
     screen.say(f"data {path}: {rows} images in {len(dataset.classes)} classes{rejected}")
+    return dataset
 
 
 @contextmanager
@@ -130,8 +139,10 @@ class Job:
         history: History,
         stop: Stop,
         screen: Screen,
+        fits: ShardSet | None = None,
     ) -> None:
         self._config = config
+        self._fits = fits  # the dataset, if the micro-batch is still to be fitted to the memory
         self._replace = replace
         self._directory = directory
         self._archive = archive
@@ -157,7 +168,7 @@ class Job:
         return outcome
 
     def _outcome(self) -> dict[str, Any]:
-        config, history = self._config, self._history
+        history = self._history
         try:
             result = self._until_done()
         except StoppedError as error:
@@ -165,7 +176,7 @@ class Job:
                 raise
             return self._stopped(error)
         history.skipped_steps = self._directory.skipped_steps()
-        return summary.ended(config, history, result, self._directory.before)
+        return summary.ended(self._config, history, result, self._directory.before)
 
     def _until_done(self) -> RankResult:
         """Start the group, again where it is lost, until it has trained or been stopped.
@@ -197,10 +208,14 @@ class Job:
 
     def _attempt(self) -> RankResult:
         """Start a group as large as there is room for now, and follow it to its end."""
-        config, history, plan = self._config, self._history, self._plan()
+        saved = self._saved_micro_batch()
+        history, plan = self._history, self._plan()
         history.workers = plan.workers
-        self._screen.start(config, plan)
+        self._screen.start(self._config, plan)
         group = self._started(plan)
+        if self._fits:
+            self._fit(self._fits, plan.workers, group.room(), saved)
+        config = self._config
         history.attempts += 1
         self._gpus = plan.gpus_per_worker
         if self._replace:
@@ -213,7 +228,27 @@ class Job:
             watch = Watch(
                 config, group, self._lease, self._stop, self._screen, history, self._begin, growth
             )
-            return watch.until_done(group.train(rendezvous, desk))
+            return watch.until_done(group.train(config, rendezvous, desk))
+
+    def _saved_micro_batch(self) -> int | None:
+        """Return that of the checkpoint to go on from, for a run whose own is to be fitted."""
+        saved = self._archive.newest() if self._fits and not self._replace else None
+        if saved is None:
+            return None
+        images: int = saved.facts["order"]["micro_batch"]
+        self._config = with_micro_batch(self._config, images)
+        return images
+
+    def _fit(self, dataset: ShardSet, ranks: int, room: Memory, saved: int | None) -> None:
+        """Settle the micro-batch of this and all later attempts."""
+        self._config, takes = fitted(self._config, dataset, ranks, room, saved)
+        self._fits = None
+        train, saves = self._config.train, self._config.cluster.save_memory
+        slower = "; slower, to save it (cluster.save_memory)" if saves else ""
+        self._screen.say(
+            f"memory: {train.virtual_workers} micro-batches of {train.micro_batch} take "
+            f"{takes}{slower}"
+        )
 
     def _started(self, plan: Plan) -> WorkerGroup:
         """Return a group that waits for work: the one before, if its standbys can take over."""

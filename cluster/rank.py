@@ -24,6 +24,7 @@ from alexnet.hooks import (
     StopAtBadNumbers,
     TensorBoard,
 )
+from alexnet.memory import return_what_is_freed
 from alexnet.records import JsonLines
 from alexnet.spikes import LossSpikes
 from alexnet.step import TrainStep, model_variables
@@ -56,6 +57,8 @@ def configure_tensorflow(config: JobConfig) -> int:
     Returns:
         The threads that are this rank's.
     """
+    if config.cluster.save_memory:
+        return_what_is_freed()
     for gpu in tf.config.list_physical_devices("GPU"):
         tf.config.experimental.set_memory_growth(gpu, True)
     cores = len(os.sched_getaffinity(0)) // int(os.environ["HOROVOD_LOCAL_SIZE"])
@@ -71,11 +74,8 @@ def _train(config: JobConfig, exchange: HorovodExchange, board: Board, desk: Des
     board.progress()
     log.info("rank %d of %d", exchange.rank, exchange.world_size)
     task = Task.build(config, exchange, board.bad_row)
-    saved = desk.newest() if exchange.rank == 0 else None
-    if saved:
-        log.info("restoring %s", saved.path)
-        task.restore(saved)
-    first_step = _agree(exchange, task.step, saved.step if saved else 0)
+    restored = _restore(task, desk) if exchange.rank == 0 else 0
+    first_step = _agree(exchange, task.step, restored)
 
     phases = Phases()
     board.phase_seconds = phases.seconds
@@ -104,6 +104,16 @@ def _train(config: JobConfig, exchange: HorovodExchange, board: Board, desk: Des
         weights_sha256=state_sha256(weights),
         wire_bytes_per_step=exchange.wire_bytes("step"),
     )
+
+
+def _restore(task: Task, desk: Desk) -> int:
+    """Take over the newest checkpoint, if there is one; return the steps that it has taken."""
+    saved = desk.newest()
+    if saved is None:
+        return 0
+    log.info("restoring %s", saved.path)
+    task.restore(saved)
+    return saved.step
 
 
 def _agree(exchange: HorovodExchange, step: TrainStep, first_step: int) -> int:
@@ -170,7 +180,13 @@ def _observers(
         sinks,
     )
     writer = BackgroundWriter(
-        desk, config.checkpoint.keep, written, failed, config.checkpoint.max_failures, first_step
+        desk,
+        config.checkpoint.keep,
+        written,
+        failed,
+        config.checkpoint.max_failures,
+        first_step,
+        waits=config.cluster.save_memory,
     )
     save = SaveCheckpoints(
         task.step.variables,

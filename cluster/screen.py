@@ -42,6 +42,8 @@ class Screen:
                 f"{step}  held out: top-1 {record['top1']:.4f}  top-5 {record['top5']:.4f}  "
                 f"loss {record['loss']:.4f}  ({record['images']} images)"
             )
+        elif kind == "model":
+            self.say(f"{step}  {record['name']}: {record['parameters']:,} parameters")
         elif kind == "checkpoint":
             self.say(f"{step}  checkpoint")
         elif kind == "checkpoint_failure":

@@ -23,6 +23,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from alexnet.archive import Desk
 from alexnet.errors import AlexnetError
+from alexnet.memory import Memory, least, room
 from cluster.board import Board, RankResult, Status
 from cluster.config import JobConfig
 from cluster.errors import AttemptFailedError, NoResourcesError, ReplanError, one_line
@@ -33,6 +34,7 @@ from cluster.stop import Stop
 LOOPBACK = "127.0.0.1"
 LOOK_SECONDS = 2.0
 POLL_SECONDS = 0.25
+OUT_OF_MEMORY = "ResourceExhaustedError"  # of TensorFlow, which the driver does not import
 ROOM_SECONDS = 1  # Ray takes whole ones
 log = logging.getLogger(__name__)
 
@@ -76,6 +78,10 @@ class Worker:
         address = ray.util.get_node_ip_address()
         return Place(address=address, interface=_interface_of(address), gpus=gpus)
 
+    def room(self, ranks: int) -> Memory:
+        """Tell what memory it may come to use, as one of `ranks` on this node."""
+        return room(ranks, self.place().gpus)
+
     def train(
         self, config: JobConfig, rank: int, environment: dict[str, str], desk: Desk
     ) -> RankResult | RankFailure:
@@ -91,10 +97,11 @@ class Worker:
             return RankFailure(rank=rank, message=str(error), error=error)
         except Exception as error:
             traceback.print_exc()
-            text = " ".join(str(error).split())
+            kind, text = type(error).__name__, " ".join(str(error).split())
+            advice = "; --fit-memory takes smaller micro-batches" if kind == OUT_OF_MEMORY else ""
             return RankFailure(
                 rank=rank,
-                message=f"rank {rank}: {type(error).__name__}: {text[:500]}",
+                message=f"rank {rank}: {kind}: {text[:500]}{advice}",
                 of_peers="Horovod has been shut down" in text,
             )
 
@@ -158,16 +165,28 @@ class WorkerGroup:
         """Where the driver must listen for all ranks to reach it."""
         return LOOPBACK if self._on_one_node else ray.util.get_node_ip_address()
 
-    def train(self, rendezvous: Rendezvous, desk: Desk) -> list[Any]:
+    def room(self) -> Memory:
+        """Return the memory that any rank may come to use: the least of all."""
+        asked = [
+            worker.room.remote(slot.local_size)
+            for worker, slot in zip(self._workers, self.slots, strict=True)
+        ]
+        try:
+            rooms: list[Memory] = ray.get(asked, timeout=self._timeout)
+        except RayError as error:
+            raise AttemptFailedError(f"a worker told no memory: {one_line(error)}") from error
+        return least(rooms)
+
+    def train(self, config: JobConfig, rendezvous: Rendezvous, desk: Desk) -> list[Any]:
         """Start training on every rank; return a Ray reference a rank, in order."""
-        timeout = self._config.cluster.collective_timeout
+        timeout = config.cluster.collective_timeout
         references = []
         for worker, slot, place in zip(self._workers, self.slots, self._places, strict=True):
             interface = "lo" if self._on_one_node else place.interface
             environment = rendezvous.environment(slot, interface, timeout)
             # Said by us: Ray hides no GPU from a process that asked for none, as standbys do.
             environment["CUDA_VISIBLE_DEVICES"] = ",".join(place.gpus)
-            references.append(worker.train.remote(self._config, slot.rank, environment, desk))
+            references.append(worker.train.remote(config, slot.rank, environment, desk))
         return references
 
     @property
