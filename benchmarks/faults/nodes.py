@@ -140,7 +140,8 @@ def nodes_come_and_go(site: Site) -> Figures:
     site.break_ranks("dawdle", seconds=15)  # until the last node has come
     with _cluster(site, 1) as cluster, ExitStack() as nodes:
         added = [_add(nodes, cluster, site)]
-        launch = site.launch(*AUTO, "cluster.grow_after=1")
+        # Ranks dawdle twice before their first step is told, and three of them start on few cores.
+        launch = site.launch(*AUTO, "cluster.grow_after=1", "cluster.stall_timeout=90")
         _await_ranks(launch, 2, 0.0)
         added.append(_add(nodes, cluster, site))
         grown = launch.await_line("room for")
