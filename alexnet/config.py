@@ -187,6 +187,16 @@ class TrainConfig(Settings):
         return self
 
 
+class ExchangeConfig(Settings):
+    """How ranks share what they have computed."""
+
+    dense_layers: Literal["auto", "dense", "factored"] = Field(
+        "auto",
+        description="gradients of dense layers: summed (dense), or made at every rank of what went "
+        "in and came back for each image (factored); auto: whichever costs less, by layer",
+    )
+
+
 class CheckpointConfig(Settings):
     """When rank 0 writes the state, and how much of it is kept."""
 
@@ -218,7 +228,16 @@ class RunConfig(Settings):
     train: TrainConfig = TrainConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()
+    exchange: ExchangeConfig = ExchangeConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+
+    @model_validator(mode="after")
+    def _sums_are_exact_or_factored(self) -> "RunConfig":
+        if self.train.exact_sums and self.exchange.dense_layers == "factored":
+            raise ValueError(
+                "exchange.dense_layers = 'factored' adds nothing up exactly; take auto"
+            )
+        return self
 
 
 C = TypeVar("C", bound=RunConfig)
@@ -284,7 +303,7 @@ def _explain(kind: type[Settings], problem: Mapping[str, Any]) -> str:
         return f"unknown key {'.'.join(where)}; {hint}"
     message = problem["msg"].removeprefix("Value error, ")
     if problem["type"] == "value_error":
-        return f"{'.'.join(where)}: {message}"
+        return ": ".join(filter(None, [".".join(where), message]))
     return f"{'.'.join(where)} = {problem['input']!r}: {message[0].lower()}{message[1:]}"
 
 

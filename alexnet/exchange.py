@@ -19,6 +19,12 @@ class Exchange(Protocol):
         ones are still being computed. `name` tells uses in different graphs apart.
         """
 
+    def gather(self, rows: tf.Tensor, name: str = "factors") -> tf.Tensor:
+        """Return the rows of all ranks, one rank's after the other's; may be traced into a graph.
+
+        Ranks may have different numbers of rows.
+        """
+
     def broadcast(self, variables: Sequence[tf.Variable]) -> None:
         """Overwrite the variables with those of rank 0."""
 
@@ -33,5 +39,18 @@ class Alone:
         """Return the tensors as they are."""
         return list(tensors)
 
+    def gather(self, rows: tf.Tensor, name: str = "factors") -> tf.Tensor:
+        """Return the rows as they are."""
+        return rows
+
     def broadcast(self, variables: Sequence[tf.Variable]) -> None:
         """Leave the variables as they are."""
+
+
+def of_all_ranks(exchange: Exchange, number: int, name: str) -> list[int]:
+    """Return an int64 of each rank, by rank."""
+    mine = [0] * exchange.world_size
+    mine[exchange.rank] = number
+    (numbers,) = exchange.sum([tf.constant(mine, tf.int64)], name=name)
+    found: list[int] = numbers.numpy().tolist()
+    return found

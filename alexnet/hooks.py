@@ -15,7 +15,7 @@ from alexnet.background_writer import BackgroundWriter
 from alexnet.checkpoint import state_sha256
 from alexnet.errors import AlexnetError, BadNumbersError
 from alexnet.evaluation import Evaluation, Evaluator
-from alexnet.exchange import Exchange
+from alexnet.exchange import Exchange, of_all_ranks
 from alexnet.trainer import Hook, Phases, StepEvent
 
 IMAGES = 8  # shown
@@ -66,13 +66,8 @@ class CheckReplicas(Hook):
 
     def _hashes(self) -> list[int]:
         """60 bits of each rank's hash, by rank."""
-        exchange = self._exchange
         state = {name: variable.numpy() for name, variable in self._variables.items()}
-        mine = [0] * exchange.world_size
-        mine[exchange.rank] = int(state_sha256(state)[:15], 16)
-        (hashes,) = exchange.sum([tf.constant(mine, tf.int64)], name="replicas")
-        found: list[int] = hashes.numpy().tolist()
-        return found
+        return of_all_ranks(self._exchange, int(state_sha256(state)[:15], 16), "replicas")
 
 
 class Evaluate(Hook):

@@ -8,6 +8,7 @@ that is not finite is so on every rank, and such a step leaves the state as it w
 """
 
 import time
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import keras
@@ -15,6 +16,7 @@ import tensorflow as tf
 
 from alexnet.exact import Float32, Sums
 from alexnet.exchange import Exchange
+from alexnet.factored import FactoredLayers
 from alexnet.loss_scale import LossScale
 from alexnet.optimizer import Momentum
 from alexnet.weight_average import WeightAverage
@@ -49,12 +51,15 @@ class TrainStep:
         sums: Sums = Float32(),  # noqa: B008 - has no state
         loss_scale: LossScale | None = None,
         ema_decay: float | None = None,
+        factored: Sequence[keras.layers.Dense] = (),
     ) -> None:
         """Train `model`, whose outputs are logits, on the virtual workers in `share`.
 
-        `loss_scale` is for layers that compute in float16, and None for all others.
+        `loss_scale` is for layers that compute in float16, and None for all others. `factored`
+        layers are exchanged as factors; their gradients are never summed, so not by `sums` either.
         """
         self.model = model
+        self._factored = FactoredLayers(model, factored)
         self._optimizer = optimizer
         self._exchange = exchange
         self._seed = seed
@@ -107,21 +112,24 @@ class TrainStep:
         rate: tf.Tensor,
         stop: tf.Tensor,
     ) -> tf.Tensor:
-        mine = self._sum_micro_batches(images, labels, step)
-        gradients, small = _split(mine, len(self._weights))
+        factors, *mine = self._sum_micro_batches(images, labels, step)
+        gradients, small = _split(mine, len(self._factored.others))
         small = [tf.cast(stop, small[0].dtype), *small]
         backward = gradients[::-1]  # the order in which the backward pass makes them
 
-        with tf.control_dependencies(mine):
+        with tf.control_dependencies([factors, *mine]):
             computed = _now()
+        if self._factored.width:
+            factors = self._exchange.gather(factors)
         *backward, packed = self._exchange.sum([*backward, _pack(small)])
-        with tf.control_dependencies([*backward, packed]):
+        with tf.control_dependencies([factors, *backward, packed]):
             exchanged = _now()
 
         stop, *small = _unpack(packed, like=small)
         summed = self._sums.decode([*backward[::-1], *small])
-        gradients, (*moved, loss, accuracy) = _split(summed, len(self._weights))
-        finite = _are_finite(summed)
+        gradients, (*moved, loss, accuracy) = _split(summed, len(self._factored.others))
+        gradients = self._factored.all_gradients(gradients, factors)
+        finite = _are_finite([*gradients, *moved, loss, accuracy])
         tf.cond(finite, lambda: self._update(gradients, moved, step, rate), tf.no_op)
         overflow = self._loss_scale.adapt(finite) if self._loss_scale else False
         figures = [tf.cast(x, tf.float64) for x in (loss, accuracy, stop, finite, overflow)]
@@ -138,35 +146,48 @@ class TrainStep:
         return tf.no_op()
 
     def _sum_micro_batches(self, images: tf.Tensor, labels: tf.Tensor, step: tf.Tensor) -> Tensors:
-        """All but the last in a loop, one at a time; the last outside of it, so that its backward
-        pass overlaps with the exchange of what it has made already."""
+        """Return factors [images, width], then the sums of what else micro-batches make.
+
+        All but the last in a loop, one at a time; the last outside of it, so that its backward pass
+        overlaps with the exchange of what it has made already."""
         weights = [tf.convert_to_tensor(v) for v in self._weights]
         moving = [tf.convert_to_tensor(v) for v in self._moving]
         scale = tf.convert_to_tensor(self._loss_scale.scale if self._loss_scale else 1.0)
 
         def one(at: tf.Tensor | int) -> Tensors:
             seeds = self._dropout_seeds(step, self._share.start + at)
-            parts = self._micro_batch(weights, moving, seeds, scale, images[at], labels[at])
-            return self._sums.encode(parts)
+            micro_batch = images[at], labels[at]
+            factors, parts = self._micro_batch(weights, moving, seeds, scale, *micro_batch)
+            return [factors, *self._sums.encode(parts)]
 
         last = len(self._share) - 1
         if last == 0:
             return one(0)
-        shapes = [*(v.shape for v in [*weights, *moving]), [], []]
+        shapes = [self._weights[at].shape for at in self._factored.others]
+        shapes += [*(v.shape for v in moving), [], []]
         # Not constants of the graph, which would stay: they are as large as the model.
         zeros = [
             tf.raw_ops.Empty(shape=part.shape, dtype=part.dtype, init=True)
             for part in self._sums.encode([tf.zeros(shape) for shape in shapes])
         ]
-        _, *sums = tf.while_loop(
+        width = self._factored.width
+        each = tf.TensorArray(tf.float32, size=last, element_shape=[images.shape[1], width])
+
+        def add(at: tf.Tensor, each: tf.TensorArray, *sums: tf.Tensor) -> Sequence[object]:
+            factors, *parts = one(at)
+            return at + 1, each.write(at, factors), *map(tf.add, sums, parts)
+
+        _, each, *sums = tf.while_loop(
             lambda at, *_: at < last,
-            lambda at, *sums: (at + 1, *map(tf.add, sums, one(at))),
-            (tf.constant(0), *zeros),
+            add,
+            (tf.constant(0), each, *zeros),
             parallel_iterations=1,
         )
         with tf.control_dependencies(sums):
             at = tf.identity(last)
-        return list(map(tf.add, sums, one(at)))
+        factors, *parts = one(at)
+        before = tf.reshape(each.stack(), [last * images.shape[1], width])
+        return [tf.concat([before, factors], axis=0), *map(tf.add, sums, parts)]
 
     def _micro_batch(
         self,
@@ -176,27 +197,32 @@ class TrainStep:
         scale: tf.Tensor,
         images: tf.Tensor,
         labels: tf.Tensor,
-    ) -> Tensors:
-        """One micro-batch's gradients, moved BatchNorm statistics, loss and accuracy, over V."""
+    ) -> tuple[tf.Tensor, Tensors]:
+        """Return the factors of a micro-batch; and its gradients of all that has none, its moved
+        BatchNorm statistics, its loss and accuracy. All are parts of a mean over V."""
         variables = self.model.non_trainable_variables
         values, drawn = iter(moving), iter(seeds)
         with tf.GradientTape() as tape:
             tape.watch(weights)
-            logits, moved = self.model.stateless_call(
+            answers, moved = self._factored.network.stateless_call(
                 weights,
                 [next(drawn) if is_seed(v) else next(values) for v in variables],
                 tf.cast(images, tf.float32),
                 training=True,
             )
+            logits = answers["logits"]
             loss = tf.reduce_mean(self._losses(labels, logits)) / self._virtual_workers
             scaled = loss * scale if self._loss_scale else loss
         right = tf.cast(tf.equal(tf.argmax(logits, axis=1), labels), tf.float32)
         statistics = [m for v, m in zip(variables, moved, strict=True) if not is_seed(v)]
         means = [value / self._virtual_workers for value in (*statistics, tf.reduce_mean(right))]
-        gradients = tape.gradient(scaled, weights)
+        wanted = [weights[at] for at in self._factored.others]
+        gradients = tape.gradient(scaled, [*answers["outputs"], *wanted])
         if self._loss_scale:
-            gradients = [gradient / scale for gradient in gradients]
-        return [*gradients, *means[:-1], loss, means[-1]]
+            gradients = [tf.cast(gradient, tf.float32) / scale for gradient in gradients]
+        back, gradients = _split(gradients, len(answers["outputs"]))
+        factors = self._factored.pack(answers, back)
+        return factors, [*gradients, *means[:-1], loss, means[-1]]
 
     def _losses(self, labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
         """Cross-entropy of each image; smoothed, with a mixture of its class and of all classes."""

@@ -21,6 +21,7 @@ from alexnet.errors import ConfigError, DataError
 from alexnet.evaluation import Evaluator
 from alexnet.exact import FixedPoint, Float32
 from alexnet.exchange import Exchange
+from alexnet.factored import layers_to_factor, multiply_alike
 from alexnet.loss_scale import LossScale
 from alexnet.model import build_model
 from alexnet.optimizer import build_optimizer
@@ -90,6 +91,7 @@ class Task:
             sums=FixedPoint() if config.train.exact_sums else Float32(),
             loss_scale=LossScale() if config.train.precision == "float16" else None,
             ema_decay=config.train.ema_decay,
+            factored=_factored(model, config, exchange),
         )
         scored = [*step.average.variables.values()] if step.average else None
         return Task(
@@ -176,6 +178,22 @@ def open_dataset(config: DataConfig) -> ShardSet:
     folder = Path(config.cache_dir).expanduser()
     cache = RangeCache(folder, config.cache_bytes) if config.cache_bytes else None
     return ShardSet.open(config.path, cache)
+
+
+def _factored(
+    model: keras.Model, config: RunConfig, exchange: Exchange
+) -> list[keras.layers.Dense]:
+    """Return the layers that are exchanged as factors, and say so."""
+    setting = "dense" if config.train.exact_sums else config.exchange.dense_layers
+    if setting == "auto" and not multiply_alike(exchange):
+        log.info("exchange: sums, since ranks have different processors")
+        return []
+    device = "GPU" if tf.config.list_physical_devices("GPU") else "CPU"
+    ranks = exchange.world_size
+    layers = layers_to_factor(model, setting, config.train.global_batch, ranks, device)
+    names = ", ".join(layer.name for layer in layers)
+    log.info("exchange: %s", f"factors of {names}, sums of the rest" if layers else "sums")
+    return layers
 
 
 def _scaling(config: RunConfig, dataset: ShardSet) -> tuple[Colour, Colour]:

@@ -16,7 +16,7 @@ class HorovodExchange:
         hvd.init()
         self.rank: int = hvd.rank()
         self.world_size: int = hvd.size()
-        self._bytes: dict[str, int] = {}
+        self._sent: dict[str, int] = {}  # bytes by name
 
     def sum(self, tensors: Sequence[tf.Tensor], name: str = "step") -> list[tf.Tensor]:
         """Sum each tensor over the ranks, neighbours in the list travelling together.
@@ -24,7 +24,8 @@ class HorovodExchange:
         Groups are fixed when the graph is traced, so sums are added in the same order in every
         run; a group goes as soon as its last tensor is ready, whatever the later ones do.
         """
-        self._bytes[name] = sum(map(_bytes, tensors))
+        own = sum(map(_bytes, tensors))
+        self._sent[name] = 2 * (self.world_size - 1) * own // self.world_size
         if self.world_size == 1:  # Horovod would copy them
             return list(tensors)
         summed: list[tf.Tensor] = []
@@ -33,14 +34,19 @@ class HorovodExchange:
             summed += hvd.grouped_allreduce(group, op=hvd.Sum, name=label)
         return summed
 
+    def gather(self, rows: tf.Tensor, name: str = "factors") -> tf.Tensor:
+        """Return the rows of all ranks, in the order of the ranks."""
+        self._sent[name] = (self.world_size - 1) * _bytes(rows)
+        return hvd.allgather(rows, name=name)
+
     def broadcast(self, variables: Sequence[tf.Variable]) -> None:
         """Overwrite the variables with those of rank 0."""
         for index, variable in enumerate(variables):
             variable.assign(hvd.broadcast(variable, root_rank=0, name=f"broadcast.{index}"))
 
-    def wire_bytes(self, name: str) -> int:
-        """Return what each rank sends in one `sum` of that name: a ring's 2 (N - 1) / N parts."""
-        return 2 * (self.world_size - 1) * self._bytes.get(name, 0) // self.world_size
+    def wire_bytes(self, *names: str) -> int:
+        """Return what this rank sends around a ring, once, for the uses of those names."""
+        return sum(self._sent.get(name, 0) for name in names)
 
     def shutdown(self) -> None:
         """Leave. Ranks that are still in a collective fail."""

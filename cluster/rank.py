@@ -102,7 +102,7 @@ def _train(config: JobConfig, exchange: HorovodExchange, board: Board, desk: Des
         evaluation=dict(evaluate.latest) if evaluate.latest else None,
         phase_seconds=phases.seconds,
         weights_sha256=state_sha256(weights),
-        wire_bytes_per_step=exchange.wire_bytes("step"),
+        wire_bytes_per_step=exchange.wire_bytes("step", "factors"),
     )
 
 
