@@ -1,0 +1,75 @@
+"""Verbs of what has been trained: evaluate, predict, export."""
+
+import json
+import os
+
+import click
+
+from alexnet.errors import DataError
+from cluster.cli.options import BEST
+
+
+@click.command()
+@click.argument("checkpoint")
+@click.argument("dataset", required=False)
+@BEST
+def evaluate(checkpoint: str, dataset: str | None, best: bool) -> None:
+    """Score CHECKPOINT, a run or one of its checkpoints, on DATASET's validation split.
+
+    Without DATASET, on the one that the run was trained on. Prints JSON.
+    """
+    from alexnet.trained import Trained
+
+    click.echo(json.dumps(Trained.load(checkpoint, best).evaluate(dataset)))
+
+
+@click.command()
+@click.argument("model")
+@click.argument("images", nargs=-1, required=True)
+@BEST
+@click.option("--top", type=click.IntRange(1), default=3, show_default=True, help="Classes told.")
+@click.option("--json", "as_json", is_flag=True, help="A JSON object a line, with all classes.")
+def predict(model: str, images: tuple[str, ...], best: bool, top: int, as_json: bool) -> None:
+    """Say what is on IMAGES, files or folders of them, as MODEL, a run or a checkpoint, sees it.
+
+    An image that cannot be read is told on its line; the others are done, and the exit code is 3.
+    """
+    from dataclasses import asdict
+
+    from alexnet.trained import Trained, image_files
+
+    files = image_files(images)
+    width = max(len(str(path)) for path in files)
+    problems = 0
+    for found in Trained.load(model, best).predict(files):
+        problems += found.problem is not None
+        if as_json:
+            click.echo(json.dumps(asdict(found)))
+            continue
+        likely = list(found.probabilities.items())[:top]
+        told = found.problem or "  ".join(f"{name} {share:.1%}" for name, share in likely)
+        click.echo(f"{found.image:{width}}  {told}")
+    if problems:
+        raise DataError(f"{problems} of {len(files)} could not be read as images")
+
+
+@click.command()
+@click.argument("model")
+@click.argument("out")
+@BEST
+@click.option("--images", help="A folder, or a file, to compare on; otherwise held-out images.")
+def export(model: str, out: str, best: bool, images: str | None) -> None:
+    """Write MODEL, a run or a checkpoint, to OUT, to be used without this program.
+
+    OUT's end says the format: .keras, .h5, .onnx, or / for a SavedModel's folder. It takes pixels
+    and answers with probabilities; class names travel inside. It is read again and compared with
+    the checkpoint first: if any probability is more than 1e-4 off, nothing is written.
+    """
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # all formats on one device, in float32 as it is
+    from alexnet import export as exporting
+    from alexnet.trained import Trained, image_files
+
+    exporting.format_of(out)  # before a checkpoint comes from afar
+    files = image_files([images]) if images else []
+    found = exporting.export(Trained.load(model, best), out, files)
+    click.echo(f"{out}: at most {found.difference:.1e} from the checkpoint on {found.images}")
