@@ -177,6 +177,11 @@ class TrainConfig(Settings):
         """V: micro-batches in a global batch."""
         return self.global_batch // self.micro_batch
 
+    def total_steps(self, steps_per_epoch: int) -> int:
+        """Return the steps of all epochs, unless `max_steps` ends the run before."""
+        planned = self.epochs * steps_per_epoch
+        return min(planned, self.max_steps or planned)
+
     @model_validator(mode="after")
     def _whole_micro_batches(self) -> "TrainConfig":
         if self.global_batch % self.micro_batch:

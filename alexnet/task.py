@@ -114,7 +114,7 @@ class Task:
     @property
     def total_steps(self) -> int:
         """Steps to take: the planned ones, unless `max_steps` ends the run before."""
-        return min(self.planned_steps, self.config.train.max_steps or self.planned_steps)
+        return self.config.train.total_steps(self.order.steps_per_epoch)
 
     def batches(self, first_step: int) -> Batches:
         """Return this rank's training batches from `first_step` on."""

@@ -26,7 +26,7 @@ def reserve_little() -> None:
 def fitted(
     config: JobConfig, dataset: ShardSet, ranks: int, room: Memory, micro_batch: int | None
 ) -> tuple[JobConfig, str]:
-    """Return the job with the largest micro-batch that fits, and what it takes, in words.
+    """Return the job with the largest micro-batch that fits, and what is to be said of it.
 
     Where that helps to keep it large, memory is saved at the cost of time, and no standby is kept.
 
@@ -45,7 +45,7 @@ def fitted(
         for job in (candidate, _saving_memory(candidate)):
             need = _needed(job, dataset, ranks, on_gpu=room.gpu > 0)
             if need.fits(room):
-                return job, _in_words(need, room)
+                return job, _settled(job, _in_words(need, room))
     raise ConfigError(
         f"not enough memory: micro-batches of {images} take {_in_words(need, room)}; lower "
         "cluster.workers or data.image_size"
@@ -76,6 +76,14 @@ def _needed(job: JobConfig, dataset: ShardSet, ranks: int, on_gpu: bool) -> Memo
 def _saving_memory(job: JobConfig) -> JobConfig:
     cluster = job.cluster.model_copy(update={"save_memory": True, "standby_after": None})
     return job.model_copy(update={"cluster": cluster})
+
+
+def _settled(job: JobConfig, takes: str) -> str:
+    slower = "; slower, to save it (cluster.save_memory)" if job.cluster.save_memory else ""
+    train = job.train
+    return (
+        f"memory: {train.virtual_workers} micro-batches of {train.micro_batch} take {takes}{slower}"
+    )
 
 
 def _in_words(need: Memory, room: Memory) -> str:

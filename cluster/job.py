@@ -1,25 +1,20 @@
 """The driver: one run from launch to summary, whatever happens to its ranks."""
 
-import logging
-import os
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from contextlib import ExitStack, suppress
 from typing import Any
-
-os.environ.setdefault("RAY_AUTH_MODE", "token")  # before Ray reads it
 
 import ray
 from ray.exceptions import RayError
 
 from alexnet.archive import Archive, open_archive
-from alexnet.data.prepare import prepare
-from alexnet.data.shards import MANIFEST, ShardSet
-from alexnet.data.storage import Location
+from alexnet.data.shards import ShardSet
 from alexnet.errors import AlexnetError, ConfigError
 from alexnet.memory import Memory
 from cluster import summary
 from cluster.board import RankResult
 from cluster.config import JobConfig
+from cluster.connection import connected
+from cluster.dataset import prepared_data
 from cluster.errors import (
     AttemptFailedError,
     NoResourcesError,
@@ -29,18 +24,16 @@ from cluster.errors import (
 )
 from cluster.fit import fitted, reserve_little, with_micro_batch
 from cluster.growth import Growth
-from cluster.guard import guarded
 from cluster.history import History
 from cluster.lease import Lease
 from cluster.plan import Plan, plan_workers
+from cluster.preview import preview
 from cluster.rendezvous import Rendezvous
 from cluster.run_directory import RunDirectory
 from cluster.screen import Screen
 from cluster.stop import Stop
 from cluster.watch import Watch
 from cluster.workers import WorkerGroup
-
-GONE_SECONDS = "5"
 
 
 def run_job(
@@ -60,70 +53,27 @@ def run_job(
     history = History()
     directory = RunDirectory(config.run_path)
     with stop.at_once():
-        dataset = _prepare_data(config, screen)
+        dataset = prepared_data(config, screen)
     if fit_memory:
         reserve_little()
     try:
-        with _ray(screen, stop) as is_own:
-            plan = plan_workers(config, ray.cluster_resources())
-            if is_own:
-                plan.check_fits(ray.cluster_resources())
+        with connected(config, screen, stop):
             archive = open_archive(config.run_path, config.checkpoint.path)
             with Lease(config.run_path, archive) as lease:
-                fits = dataset if fit_memory else None
-                job = Job(config, replace, directory, archive, lease, history, stop, screen, fits)
-                return job.run()
+                return Job(
+                    config,
+                    dataset,
+                    replace,
+                    directory,
+                    archive,
+                    lease,
+                    history,
+                    stop,
+                    screen,
+                    fit_memory,
+                ).run()
     except RayError as error:
         raise AlexnetError(f"Ray: {one_line(error)}") from error
-
-
-def _prepare_data(config: JobConfig, screen: Screen) -> ShardSet:
-    path = config.data.path
-    if config.data.source and not (Location.of(path) / MANIFEST).exists():
-        screen.say(f"preparing {config.data.source} into {path}")
-        prepare(config.data.source, path)
-    dataset = ShardSet.open(path)
-    rows = {name: split.rows for name, split in dataset.splits.items()}
-    rejected = f", {dataset.rejected} rejected" if dataset.rejected else ""
-    screen.say(f"data {path}: {rows} images in {len(dataset.classes)} classes{rejected}")
-    return dataset
-
-
-@contextmanager
-def _ray(screen: Screen, stop: Stop) -> Iterator[bool]:
-    """Join the cluster that RAY_ADDRESS names, or start one here for as long as this lasts.
-
-    Yields whether it was started here.
-    """
-    address = os.environ.get("RAY_ADDRESS", "local")
-    is_own = address == "local"
-    screen.say("starting Ray here" if is_own else f"joining Ray at {address}")
-    try:
-        if is_own:  # its control store never comes back: whoever waits for it is left behind
-            os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", GONE_SECONDS)
-        own = {"include_dashboard": False} if is_own else {}
-        ray.init(address, log_to_driver=False, logging_level=logging.WARNING, **own)
-    except (RayError, ConnectionError, RuntimeError) as error:
-        raise AlexnetError(f"Ray at {address}: {_refusal(error)}") from error
-    except SystemExit as error:  # Ray's answer to SIGTERM
-        raise StoppedError("stopped while Ray was starting: run it again") from error
-    stop.listen()
-    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # GPUs are the workers'
-    with guarded() if is_own else nullcontext():
-        try:
-            stop.check()
-            yield is_own
-        finally:
-            ray.shutdown()
-
-
-def _refusal(error: Exception) -> str:
-    if "InvalidAuthToken" in f"{error} {error.__cause__}":
-        return (
-            "refused: the token in RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token is "
-            "missing or not that cluster's"
-        )
-    return " ".join(str(error).split())
 
 
 class Job:
@@ -132,6 +82,7 @@ class Job:
     def __init__(
         self,
         config: JobConfig,
+        dataset: ShardSet,
         replace: bool,
         directory: RunDirectory,
         archive: Archive,
@@ -139,10 +90,11 @@ class Job:
         history: History,
         stop: Stop,
         screen: Screen,
-        fits: ShardSet | None = None,
+        fit_memory: bool,
     ) -> None:
         self._config = config
-        self._fits = fits  # the dataset, if the micro-batch is still to be fitted to the memory
+        self._dataset = dataset
+        self._fits = fit_memory  # the micro-batch is still to be fitted to the memory
         self._replace = replace
         self._directory = directory
         self._archive = archive
@@ -214,8 +166,10 @@ class Job:
         self._screen.start(self._config, plan)
         group = self._started(plan)
         if self._fits:
-            self._fit(self._fits, plan.workers, group.room(), saved)
+            self._fit(plan.workers, group.room(), saved)
         config = self._config
+        if not history.attempts:
+            self._screen.preview(preview(config, self._dataset, plan, self._archive))
         history.attempts += 1
         self._gpus = plan.gpus_per_worker
         if self._replace:
@@ -239,16 +193,11 @@ class Job:
         self._config = with_micro_batch(self._config, images)
         return images
 
-    def _fit(self, dataset: ShardSet, ranks: int, room: Memory, saved: int | None) -> None:
+    def _fit(self, ranks: int, room: Memory, saved: int | None) -> None:
         """Settle the micro-batch of this and all later attempts."""
-        self._config, takes = fitted(self._config, dataset, ranks, room, saved)
-        self._fits = None
-        train, saves = self._config.train, self._config.cluster.save_memory
-        slower = "; slower, to save it (cluster.save_memory)" if saves else ""
-        self._screen.say(
-            f"memory: {train.virtual_workers} micro-batches of {train.micro_batch} take "
-            f"{takes}{slower}"
-        )
+        self._config, words = fitted(self._config, self._dataset, ranks, room, saved)
+        self._fits = False
+        self._screen.say(words)
 
     def _started(self, plan: Plan) -> WorkerGroup:
         """Return a group that waits for work: the one before, if its standbys can take over."""

@@ -6,7 +6,9 @@ a process does so only once its environment is set.
 
 import logging
 import os
+import time
 from collections.abc import Callable
+from statistics import median
 from typing import Any
 
 import keras
@@ -35,6 +37,7 @@ from cluster.collectives import HorovodExchange
 from cluster.config import JobConfig
 from cluster.metrics import Metrics
 
+WARM_UP, TIMED = 2, 5  # steps of a rehearsal
 log = logging.getLogger(__name__)
 
 
@@ -47,6 +50,24 @@ def train_rank(config: JobConfig, board: Board, desk: Desk) -> RankResult:
     exchange = HorovodExchange()
     try:
         return _train(config.with_threads(threads), exchange, board, desk)
+    finally:
+        exchange.shutdown()
+
+
+def time_steps(config: JobConfig) -> float:
+    """Take a few steps as one of the ranks and forget them; return the seconds of one."""
+    threads = configure_tensorflow(config)
+    exchange = HorovodExchange()
+    try:
+        task = Task.build(config.with_threads(threads), exchange)
+        _agree(exchange, task.step, 0)
+        batches, seconds = iter(task.batches(0)), []
+        for step in range(WARM_UP + TIMED):
+            began = time.perf_counter()
+            images, labels = next(batches)
+            task.step.read(task.step(images, labels, step, task.rate(step), stop=False))
+            seconds.append(time.perf_counter() - began)
+        return median(seconds[WARM_UP:])
     finally:
         exchange.shutdown()
 

@@ -1,35 +1,82 @@
-"""What the driver shows: plain lines, one a logged step."""
+"""What the driver shows: lines, one a logged step; on a terminal, a live view below them."""
 
+from collections.abc import Mapping
+from datetime import timedelta
+from types import TracebackType
 from typing import Any
 
 from rich.console import Console
 
 from cluster.config import JobConfig
+from cluster.live import LiveView
 from cluster.plan import Plan
+from cluster.preview import Preview
+
+NAME_WIDTH = 12  # in a preview
+SHOWN_LIVE = ("step", "checkpoint")  # records that are no lines on a terminal
 
 
 class Screen:
-    """Prints a run as it goes."""
+    """Shows a run as it goes. Leaving the context leaves the terminal as it was."""
 
     def __init__(self, console: Console) -> None:
         """Print to `console`."""
         self._console = console
+        self._live = LiveView(console) if console.is_terminal else None
+
+    def __enter__(self) -> "Screen":
+        if self._live:
+            self._live.on()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._live:
+            self._live.off()
 
     def say(self, text: str) -> None:
         """Print one line."""
         self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
-    def start(self, config: JobConfig, plan: Plan) -> None:
-        """Say what is about to run."""
-        device = f"{plan.gpus_per_worker} GPU" if plan.gpus_per_worker else "CPU"
-        train = config.train
+    def preview(self, found: Preview) -> None:
+        """Say what the run is going to be."""
+        for name, words in found.rows:
+            self.say(f"{name:{NAME_WIDTH}}{words}")
+        if self._live:
+            self._live.plan(found.total_steps)
+
+    def expect(self, seconds: float, steps: int) -> None:
+        """Say how long so many steps take, if each takes `seconds`."""
+        whole = timedelta(seconds=round(seconds * steps))
         self.say(
-            f"run {config.run_dir}: {plan.workers} Horovod workers ({device}), global batch "
-            f"{train.global_batch} = {train.virtual_workers} micro-batches of {train.micro_batch}"
+            f"{'time':{NAME_WIDTH}}about {whole} for {steps} steps of {seconds:.2f} s, and what "
+            "evaluations take"
         )
 
+    def start(self, config: JobConfig, plan: Plan) -> None:
+        """Say which ranks are about to start."""
+        device = f"{plan.gpus_per_worker} GPU" if plan.gpus_per_worker else "CPU"
+        self.say(f"run {config.run_dir}: {plan.workers} Horovod workers ({device})")
+        if self._live:
+            self._live.start("ranks are starting")
+
+    def at(self, step: int, phases: Mapping[str, float], slowest: tuple[int, float] | None) -> None:
+        """Show where the ranks are."""
+        if self._live:
+            self._live.at(step, phases, slowest)
+
     def record(self, record: dict[str, Any]) -> None:
-        """Print a record that a rank has left."""
+        """Show a record that a rank has left."""
+        if self._live:
+            self._live.record(record)
+        if not (self._live and record["kind"] in SHOWN_LIVE):
+            self._print(record)
+
+    def _print(self, record: dict[str, Any]) -> None:
         step, kind = f"step {record['step']:>6}", record["kind"]
         if kind == "step":
             self.say(
@@ -57,6 +104,8 @@ class Screen:
 
     def end(self, summary: dict[str, Any]) -> None:
         """Print what has become of the run."""
+        if self._live:
+            self._live.off()
         scores = summary["eval"]
         top1 = (
             f", top-1 {scores['top1']:.4f} on {scores['images']} held-out images" if scores else ""

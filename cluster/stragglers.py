@@ -36,6 +36,14 @@ class Stragglers:
             return []
         return [self._name(rank) for rank in sorted(self._per_step) if self._is_slow(rank)]
 
+    @property
+    def slowest(self) -> tuple[int, float] | None:
+        """The rank with most work of its own, in times of the others' (None: not known yet)."""
+        if len(self._per_step) < 2:
+            return None
+        rank = max(self._per_step, key=self._per_step.__getitem__)
+        return rank, self._per_step[rank] / max(self._others(rank), 1e-9)
+
     def _measure(self, rank: int, status: Status) -> None:
         if status.step is None or status.step == self._first.setdefault(rank, status.step):
             return  # the first step of an attempt, which builds the graph, is none to measure

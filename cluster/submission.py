@@ -16,8 +16,6 @@ from contextlib import aclosing, contextmanager, suppress
 from datetime import datetime, timedelta
 from typing import Any
 
-os.environ.setdefault("RAY_AUTH_MODE", "token")  # before Ray reads it
-
 import aiohttp
 import yaml
 from ray.exceptions import AuthenticationError

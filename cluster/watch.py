@@ -131,6 +131,8 @@ class Watch:
             self._relay_records(status)
         for name in self._stragglers.look(statuses, len(self._group.slots)):
             self._screen.say(name)
+        if self._training.began:
+            self._screen.at(self._step, self._training.phase_seconds, self._stragglers.slowest)
 
     def _relay_records(self, status: Status) -> None:
         for record in status.records:

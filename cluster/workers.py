@@ -8,12 +8,12 @@ import sys
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 import psutil
 import ray
@@ -87,23 +87,25 @@ class Worker:
     ) -> RankResult | RankFailure:
         """Train as `rank`; its output goes to a log file of its own."""
         _log_to(config.run_path / "logs" / f"rank-{rank}.log")
-        os.environ.update(environment)
-        try:
+
+        def work() -> RankResult:
             from cluster.rank import train_rank
 
             return train_rank(config, self._board, desk)
-        except AlexnetError as error:
-            log.error("%s", error)
-            return RankFailure(rank=rank, message=str(error), error=error)
-        except Exception as error:
-            traceback.print_exc()
-            kind, text = type(error).__name__, " ".join(str(error).split())
-            advice = "; --fit-memory takes smaller micro-batches" if kind == OUT_OF_MEMORY else ""
-            return RankFailure(
-                rank=rank,
-                message=f"rank {rank}: {kind}: {text[:500]}{advice}",
-                of_peers="Horovod has been shut down" in text,
-            )
+
+        return _as_rank(rank, environment, work)
+
+    def rehearse(
+        self, config: JobConfig, rank: int, environment: dict[str, str]
+    ) -> float | RankFailure:
+        """Take a few steps as `rank`; return the seconds of one."""
+
+        def work() -> float:
+            from cluster.rank import time_steps
+
+            return time_steps(config)
+
+        return _as_rank(rank, environment, work)
 
     @ray.method(concurrency_group="control")
     def look(self, wall_seconds: dict[str, float]) -> Status:
@@ -115,6 +117,28 @@ class Worker:
     def stop(self) -> None:
         """Ask for a checkpoint and an end."""
         self._board.stop.set()
+
+
+T = TypeVar("T")
+
+
+def _as_rank(rank: int, environment: dict[str, str], work: Callable[[], T]) -> T | RankFailure:
+    """Return what comes of a rank's work, with its variables set before its imports."""
+    os.environ.update(environment)
+    try:
+        return work()
+    except AlexnetError as error:
+        log.error("%s", error)
+        return RankFailure(rank=rank, message=str(error), error=error)
+    except Exception as error:
+        traceback.print_exc()
+        kind, text = type(error).__name__, " ".join(str(error).split())
+        advice = "; --fit-memory takes smaller micro-batches" if kind == OUT_OF_MEMORY else ""
+        return RankFailure(
+            rank=rank,
+            message=f"rank {rank}: {kind}: {text[:500]}{advice}",
+            of_peers="Horovod has been shut down" in text,
+        )
 
 
 class WorkerGroup:
@@ -179,15 +203,29 @@ class WorkerGroup:
 
     def train(self, config: JobConfig, rendezvous: Rendezvous, desk: Desk) -> list[Any]:
         """Start training on every rank; return a Ray reference a rank, in order."""
+        return [
+            worker.train.remote(config, rank, environment, desk)
+            for rank, worker, environment in self._ranks(config, rendezvous)
+        ]
+
+    def rehearse(self, config: JobConfig, rendezvous: Rendezvous) -> list[Any]:
+        """Have every rank take a few steps; return a Ray reference a rank, in order."""
+        return [
+            worker.rehearse.remote(config, rank, environment)
+            for rank, worker, environment in self._ranks(config, rendezvous)
+        ]
+
+    def _ranks(
+        self, config: JobConfig, rendezvous: Rendezvous
+    ) -> Iterator[tuple[int, Any, dict[str, str]]]:
+        """Each rank, its process, and the variables that it needs."""
         timeout = config.cluster.collective_timeout
-        references = []
         for worker, slot, place in zip(self._workers, self.slots, self._places, strict=True):
             interface = "lo" if self._on_one_node else place.interface
             environment = rendezvous.environment(slot, interface, timeout)
             # Said by us: Ray hides no GPU from a process that asked for none, as standbys do.
             environment["CUDA_VISIBLE_DEVICES"] = ",".join(place.gpus)
-            references.append(worker.train.remote(config, slot.rank, environment, desk))
-        return references
+            yield slot.rank, worker, environment
 
     @property
     def _on_one_node(self) -> bool:

@@ -13,6 +13,7 @@ from cluster.cli.options import CONFIG, OVERRIDES
 @OVERRIDES
 @click.option("--replace", is_flag=True, help="Delete what RUN_DIR holds and start from nothing.")
 @click.option("--print-config", is_flag=True, help="Print the resolved settings and do nothing.")
+@click.option("--dry-run", is_flag=True, help="Show the plan, time a few steps, write no run.")
 @click.option(
     "--fit-memory",
     is_flag=True,
@@ -23,6 +24,7 @@ def train(
     overrides: tuple[str, ...],
     replace: bool,
     print_config: bool,
+    dry_run: bool,
     fit_memory: bool,
 ) -> None:
     """Train as CONFIG says, changed by KEY=VALUE (as in train.epochs=5).
@@ -44,9 +46,13 @@ def train(
         from rich.console import Console
 
         from cluster.job import run_job
+        from cluster.rehearsal import rehearse
         from cluster.screen import Screen
 
-        screen = Screen(Console())
-        summary = run_job(settings, replace, screen, stop, fit_memory)
-    screen.end(summary)
+        with Screen(Console()) as screen:
+            if dry_run:
+                rehearse(settings, screen, stop, fit_memory)
+                return
+            summary = run_job(settings, replace, screen, stop, fit_memory)
+            screen.end(summary)
     sys.exit(summary["exit_code"])

@@ -1,0 +1,60 @@
+"""The Ray cluster that a launch runs on: one to join, or one that is started for it alone."""
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+
+import ray
+from ray.exceptions import RayError
+
+from alexnet.errors import AlexnetError
+from cluster.config import JobConfig
+from cluster.errors import StoppedError
+from cluster.guard import guarded
+from cluster.plan import plan_workers
+from cluster.screen import Screen
+from cluster.stop import Stop
+
+GONE_SECONDS = "5"
+
+
+@contextmanager
+def connected(config: JobConfig, screen: Screen, stop: Stop) -> Iterator[None]:
+    """Join the cluster that RAY_ADDRESS names, or start one here for as long as this lasts.
+
+    Raises:
+        ConfigError: one that was started here has no room for the ranks.
+    """
+    address = os.environ.get("RAY_ADDRESS", "local")
+    is_own = address == "local"
+    screen.say("starting Ray here" if is_own else f"joining Ray at {address}")
+    try:
+        if is_own:  # its control store never comes back: whoever waits for it is left behind
+            os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", GONE_SECONDS)
+        own = {"include_dashboard": False} if is_own else {}
+        ray.init(address, log_to_driver=False, logging_level=logging.WARNING, **own)
+    except (RayError, ConnectionError, RuntimeError) as error:
+        raise AlexnetError(f"Ray at {address}: {_refusal(error)}") from error
+    except SystemExit as error:  # Ray's answer to SIGTERM
+        raise StoppedError("stopped while Ray was starting: run it again") from error
+    stop.listen()
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # GPUs are the workers'
+    with guarded() if is_own else nullcontext():
+        try:
+            stop.check()
+            plan = plan_workers(config, ray.cluster_resources())
+            if is_own:  # no node will ever join it
+                plan.check_fits(ray.cluster_resources())
+            yield
+        finally:
+            ray.shutdown()
+
+
+def _refusal(error: Exception) -> str:
+    if "InvalidAuthToken" in f"{error} {error.__cause__}":
+        return (
+            "refused: the token in RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token is "
+            "missing or not that cluster's"
+        )
+    return " ".join(str(error).split())
