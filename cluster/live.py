@@ -11,7 +11,7 @@ from rich.spinner import Spinner
 from rich.text import Text
 
 REFRESH = 4  # times a second
-BAR = 24  # characters
+BAR = 20  # characters
 COLOURS = {
     "compute": "green",
     "exchange": "blue",

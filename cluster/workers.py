@@ -32,7 +32,7 @@ from cluster.rendezvous import Rendezvous, assign_ranks
 from cluster.stop import Stop
 
 LOOPBACK = "127.0.0.1"
-LOOK_SECONDS = 2.0
+LOOK_SECONDS = 0.5
 POLL_SECONDS = 0.25
 OUT_OF_MEMORY = "ResourceExhaustedError"  # of TensorFlow, which the driver does not import
 ROOM_SECONDS = 1  # Ray takes whole ones
@@ -160,6 +160,7 @@ class WorkerGroup:
         self._stop = stop
         self._replan = replan
         self._timeout = config.cluster.start_timeout
+        self._looks: dict[int, Any] = {}  # references, by rank, that have not been answered yet
         self._workers: list[Any] = []  # by rank, as the next three
         self._bundles: list[int] = []
         self._standbys: list[Any] = []
@@ -232,17 +233,21 @@ class WorkerGroup:
         return {place.address for place in self._places} == {ray.util.get_node_ip_address()}
 
     def look(self, wall_seconds: dict[str, float]) -> dict[int, Status]:
-        """Return the status, by rank, of those that answer within a moment.
+        """Return the status, by rank, of those that have answered.
 
-        `wall_seconds` is for their metrics.
+        A rank is asked again once it has answered: nothing that it says is lost, and one that does
+        not answer keeps nobody waiting. `wall_seconds` is for their metrics.
         """
-        asked = [worker.look.remote(wall_seconds) for worker in self._workers]
+        for rank, worker in enumerate(self._workers):
+            if rank not in self._looks:
+                self._looks[rank] = worker.look.remote(wall_seconds)
+        asked = [*self._looks.values()]
         ready, _ = ray.wait(asked, num_returns=len(asked), timeout=LOOK_SECONDS)
+        answered = [rank for rank, reference in self._looks.items() if reference in ready]
         statuses = {}
-        for rank, reference in enumerate(asked):
-            if reference in ready:
-                with suppress(RayError):  # a dead rank's own end says more
-                    statuses[rank] = ray.get(reference)
+        for rank in answered:
+            with suppress(RayError):  # a dead rank's own end says more
+                statuses[rank] = ray.get(self._looks.pop(rank))
         return statuses
 
     def stop(self) -> None:
@@ -275,6 +280,7 @@ class WorkerGroup:
         except RayError:
             return False
         _kill(self._workers)
+        self._looks = {}
         self._workers, self._standbys, self._warm = self._standbys, [], []
         return True
 
