@@ -49,7 +49,7 @@ MIB = 2**20
 SETTINGS = (
     "checkpoint.every=20",
     "cluster.standby_after=30",
-    "cluster.stall_timeout=25",
+    "cluster.stall_timeout=45",
     f"cluster.max_restarts={ENDLESS}",
     f"train.epochs={ENDLESS}",  # it ends by its steps
 )
