@@ -52,8 +52,8 @@ def is_held(
     deadline = time.monotonic() + expire
     while time.monotonic() < deadline:
         time.sleep(renew / 4)
-        if read_lease(run) != record:
-            return True
+        if (now := read_lease(run)) != record:
+            return now is not None and now["holder"] is not None
     return False
 
 

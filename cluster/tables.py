@@ -11,7 +11,8 @@ from rich.table import Table
 
 from cluster.presets import Preset
 from cluster.quantities import PREFIXES, in_words
-from cluster.runs import Pairs, Run
+from cluster.run_facts import Pairs, row
+from cluster.runs import Run
 
 WIDTH = 80
 NOTHING = "-"
@@ -20,7 +21,7 @@ HASH = 12  # digits shown of one
 
 def show(table: Table) -> None:
     """Print a table as it is, in a terminal or not."""
-    Console(width=WIDTH, highlight=False).print(table)
+    Console(width=WIDTH, markup=False, emoji=False, highlight=False).print(table)
 
 
 def listing(runs: Iterable[Run], folder: Path) -> Table:
@@ -31,15 +32,15 @@ def listing(runs: Iterable[Run], folder: Path) -> Table:
     for heading in ("steps", "top-1", "images/s", "ago"):
         table.add_column(heading, justify="right", no_wrap=True)
     for run in runs:
-        row, name = run.row(), run.path.relative_to(folder)
+        facts, name = row(run), run.path.relative_to(folder)
         table.add_row(
             str(name if name.parts else run.path),
-            row["status"],
-            _text(row["model"]),
-            Path(row["data"] or NOTHING).name,
-            str(row["steps"]),
-            _figure(row["top1"], 4),
-            _figure(row["images_per_second"], 1),
+            facts["status"],
+            _text(facts["model"]),
+            Path(facts["data"] or NOTHING).name,
+            str(facts["steps"]),
+            _figure(facts["top1"], 4),
+            _figure(facts["images_per_second"], 1),
             in_words(max(0.0, time.time() - run.seen_at)),
             style="bold" if run.is_held else "",
         )
@@ -47,7 +48,7 @@ def listing(runs: Iterable[Run], folder: Path) -> Table:
 
 
 def description(state: Mapping[str, Any]) -> Table:
-    """Return what `Run.state` says, a line a subject."""
+    """Return the `state` of a run, a line a subject."""
     table = Table(box=None, pad_edge=False, show_header=False)
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
@@ -70,7 +71,7 @@ def _lines(state: Mapping[str, Any]) -> dict[str, str]:
         "step": f"{state['steps']}{total}{epoch}",
         "pace": pace + ("" if left is None else f", {in_words(left)} left"),
         "training": f"loss {_figure(state['loss'], 4)}  accuracy {_figure(state['accuracy'], 3)}  "
-        f"lr {_figure(state['learning_rate'], 6)}",
+        f"lr {_figure(state['learning_rate'], 4, 'g')}",
         "held out": _score(state["evaluation"]),
         "best": _score(state["best"]),
         "checkpoint": f"step {checkpoint['step']}, {in_words(checkpoint['age_seconds'])} ago"
@@ -156,5 +157,5 @@ def _text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def _figure(value: Any, digits: int) -> str:
-    return f"{value:.{digits}f}" if isinstance(value, int | float) else NOTHING
+def _figure(value: Any, digits: int, kind: str = "f") -> str:
+    return f"{value:.{digits}{kind}}" if isinstance(value, int | float) else NOTHING

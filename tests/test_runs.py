@@ -28,6 +28,7 @@ from cluster.config import JobConfig
 from cluster.history import History
 from cluster.lease import Lease
 from cluster.run_directory import RunDirectory
+from cluster.run_facts import results
 from cluster.runs import Run, find_runs, open_runs
 from tests.clusters import ROOT, start, wait_until
 from tests.test_cli import SMOKE, alexnet
@@ -89,7 +90,7 @@ def completed(path: Path, weights: str = "ab", **settings: Any) -> None:
 
 
 def failed(path: Path) -> None:
-    error = DataError("shard 3 is damaged")
+    error = DataError("shard [3] is damaged [/] :boom:")
     RunDirectory(path).end(summary.failed(begun(path), history(), error))
 
 
@@ -142,7 +143,7 @@ def test_what_people_see_of_it(run: Path) -> None:
         r"status +completed, exit code 0\n",
         r"step +20 of 40, epoch 1\.00\n",
         r"pace +160\.0 images/s\n",
-        r"training +loss 2\.0000  accuracy 0\.250  lr 0\.010000\n",
+        r"training +loss 2\.0000  accuracy 0\.250  lr 0\.01\n",
         r"held out +top-1 0\.6000  top-5 0\.9000  loss 1\.5000 at step 20\n",
         r"best +top-1 0\.7000  .* at step 10\n",
         r"checkpoint +step 20, [0-9.]+ s ago\n",
@@ -156,8 +157,8 @@ def test_a_run_that_has_failed(run: Path) -> None:
     failed(run)
     found = state(run)
     assert (found["status"], found["exit_code"], found["steps"]) == ("failed", 3, 20)
-    assert found["error"] == "shard 3 is damaged"
-    assert "shard 3 is damaged" in output("status", run)
+    assert found["error"] == "shard [3] is damaged [/] :boom:"
+    assert "shard [3] is damaged [/] :boom:" in output("status", run)
 
 
 @pytest.mark.parametrize("host", [[], ["elsewhere"]], ids=["here", "elsewhere"])
@@ -383,4 +384,4 @@ def test_a_real_run_is_looked_at_stopped_moved_and_resumed(tmp_path: Path, digit
     found = state(moved)
     assert (found["status"], found["steps"], found["attempts"]) == ("completed", 22, 2)
     assert not run.exists()
-    assert Run.open(moved).results()["weights_sha256"]
+    assert results(Run.open(moved))["weights_sha256"]

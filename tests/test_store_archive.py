@@ -97,7 +97,8 @@ def test_the_latest_is_the_newest_of_the_lineage_and_its_age(archive: StoreArchi
     save(desk, 4, 8)
     (of(archive, 8) / "manifest.json").delete()
     again, first = begun(archive, "2-b")
-    save(desk, 12)  # by a writer that was left behind
+    left_behind = archive.place / desk.generation / "step-00000012"
+    (left_behind / "manifest.json").write(b"{}")
     found = archive.latest()
     assert found is not None
     assert (found.step, first) == (4, 4)

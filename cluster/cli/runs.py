@@ -28,13 +28,14 @@ def runs() -> None:
 @JSON
 def list_(folder: Path, as_json: bool) -> None:
     """List the runs below FOLDER ("runs" unless told otherwise), the newest first."""
+    from cluster.run_facts import row
     from cluster.runs import find_runs, open_runs
     from cluster.tables import listing, show
 
     found = open_runs(find_runs(folder))
     if as_json:
         for run in found:
-            click.echo(json.dumps(run.row()))
+            click.echo(json.dumps(row(run)))
     elif found:
         show(listing(found, folder))
     else:
@@ -47,7 +48,8 @@ def list_(folder: Path, as_json: bool) -> None:
 @JSON
 def diff(a: Path, b: Path, as_json: bool) -> None:
     """Set the runs A and B against each other: settings that differ, and results."""
-    from cluster.runs import Run, compared
+    from cluster.run_facts import compared
+    from cluster.runs import Run
     from cluster.tables import pairs, results, show
 
     settings, found = compared(Run.open(a), Run.open(b))
@@ -83,11 +85,12 @@ def status(run: str | None, address: str, as_json: bool) -> None:
 
     A line a job: name, status, exit code, start, duration, run directory (or command).
     """
+    from cluster import run_facts
     from cluster.runs import Run, is_run
     from cluster.tables import description, show
 
     if run and (is_run(Path(run)) or "/" in run or run.startswith(".")):
-        state = Run.open(Path(run)).state()
+        state = run_facts.state(Run.open(Path(run)))
         click.echo(json.dumps(state)) if as_json else show(description(state))
     else:
         _jobs(run, address, as_json)
