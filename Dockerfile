@@ -34,6 +34,7 @@ RUN python slim.py pyproject.toml
 COPY LICENSE README.md ./
 COPY alexnet alexnet
 COPY cluster cluster
+COPY configs configs
 COPY k8s/*.yaml k8s/
 # Apart from the packages: a change of the code is then a small layer.
 RUN /opt/pip/bin/pip --python /opt/alexnet/bin/python install --no-deps --no-build-isolation \
@@ -86,6 +87,7 @@ RUN python slim.py pyproject.toml cuda
 COPY LICENSE README.md ./
 COPY alexnet alexnet
 COPY cluster cluster
+COPY configs configs
 COPY k8s/*.yaml k8s/
 RUN /opt/pip/bin/pip --python /opt/alexnet/bin/python install --no-deps --no-build-isolation \
         --root /package .

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from alexnet.checkpoint import Best, Checkpoint, State
+from alexnet.checkpoint import Best, Checkpoint, State, Written
 from alexnet.data.storage import Location
 from alexnet.folder_archive import FolderArchive
 from alexnet.store_archive import StoreArchive
@@ -19,6 +19,9 @@ class Archive(Protocol):
 
     def newest(self) -> Checkpoint | None:
         """Return the newest one that verifies; walk back over damaged ones."""
+
+    def latest(self) -> Written | None:
+        """Return which is the newest, without a look into it."""
 
     def best(self) -> Best | None:
         """Return what has been marked as the best, if that is there."""

@@ -54,6 +54,14 @@ class Best:
     top1: float  # on the held-out split
 
 
+@dataclass(frozen=True, kw_only=True)
+class Written:
+    """A checkpoint that is there, verified or not."""
+
+    step: int
+    at: float  # seconds since 1970, by the clock of the disk or the store
+
+
 def state_sha256(state: State) -> str:
     """Return a hash over names, types, shapes and values."""
     digest = hashlib.sha256()

@@ -16,6 +16,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from alexnet.data.storage import refuse_credentials
 from alexnet.errors import ConfigError
 
+SCHEMA_DIALECT = "https://json-schema.org/draft/2020-12/schema"
+
 
 class Settings(BaseModel):
     """A frozen, keyword-only group of settings that refuses keys that it does not know."""
@@ -108,7 +110,7 @@ class OptimizerConfig(Settings):
     name: Literal["sgd", "lars"] = Field(
         "sgd", description="lars: a layer's rate follows its weights, for batches of thousands"
     )
-    momentum: float = Field(0.9, ge=0, lt=1)
+    momentum: float = Field(0.9, ge=0, lt=1, description="share of the last change that goes on")
     weight_decay: float = Field(5e-4, ge=0, description="L2 factor; none on biases and BatchNorm")
     lars_trust: float = Field(
         0.001, gt=0, description="lars: eta, how far a layer moves for its size"
@@ -129,7 +131,9 @@ class ScheduleConfig(Settings):
         "there is; null: as it stands",
     )
     warmup_steps: int = Field(0, ge=0, description="linear rise from 0 over this many steps")
-    decay: Literal["constant", "cosine", "polynomial", "step", "inverse_time"] = "constant"
+    decay: Literal["constant", "cosine", "polynomial", "step", "inverse_time"] = Field(
+        "constant", description="what becomes of the rate once warm-up is over"
+    )
     power: float = Field(2.0, gt=0, description="polynomial: rate * (share of steps left)^power")
     milestones: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = Field(
         (), description="step: shares of the steps at which the rate is multiplied by decay_factor"
@@ -227,7 +231,7 @@ class RunConfig(Settings):
     """A training run: all that decides what is learned."""
 
     run_dir: str = Field("runs/run", description="where everything of this run is written")
-    seed: int = Field(0, ge=0, lt=2**31)
+    seed: int = Field(0, ge=0, lt=2**31, description="of weights, order, augmentation and dropout")
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
     train: TrainConfig = TrainConfig()
@@ -270,6 +274,26 @@ def dump(config: RunConfig) -> str:
     return yaml.safe_dump(config.model_dump(), sort_keys=False)
 
 
+def schema(kind: type[RunConfig]) -> dict[str, Any]:
+    """Return the JSON schema of a YAML file of such settings, for editors and other programs."""
+    return {"$schema": SCHEMA_DIALECT, **kind.model_json_schema()}
+
+
+def flat(settings: Mapping[str, Any], above: str = "") -> dict[str, Any]:
+    """Return nested settings by their full keys, as in train.epochs."""
+    found: dict[str, Any] = {}
+    for key, value in settings.items():
+        is_group = isinstance(value, Mapping)
+        found |= flat(value, f"{above}{key}.") if is_group else {f"{above}{key}": value}
+    return found
+
+
+def differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Return the values that are not the same in two `flat` settings, None for one not there."""
+    values = {key: (a.get(key), b.get(key)) for key in {**a, **b}}
+    return {key: (left, right) for key, (left, right) in values.items() if left != right}
+
+
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         tree = yaml.safe_load(path.read_text())
@@ -302,14 +326,19 @@ def _set_override(tree: dict[str, Any], override: str) -> None:
 def _explain(kind: type[Settings], problem: Mapping[str, Any]) -> str:
     where = [str(part) for part in problem["loc"]]
     if problem["type"] == "extra_forbidden":
-        known = list(_group_at(kind, where[:-1]).model_fields)
-        near = difflib.get_close_matches(where[-1], known, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"known here: {', '.join(known)}"
-        return f"unknown key {'.'.join(where)}; {hint}"
+        return f"unknown key {'.'.join(where)}; {_right_name(kind, where)}"
     message = problem["msg"].removeprefix("Value error, ")
     if problem["type"] == "value_error":
         return ": ".join(filter(None, [".".join(where), message]))
     return f"{'.'.join(where)} = {problem['input']!r}: {message[0].lower()}{message[1:]}"
+
+
+def _right_name(kind: type[Settings], where: list[str]) -> str:
+    """Say which key was meant: one like it in its group, or one of that name in another."""
+    known = list(_group_at(kind, where[:-1]).model_fields)
+    near = difflib.get_close_matches(where[-1], known, n=1)
+    near = near or [key for key in flat(kind().model_dump()) if key.split(".")[-1] == where[-1]]
+    return f"did you mean {' or '.join(near)}?" if near else f"known here: {', '.join(known)}"
 
 
 def _group_at(kind: type[Settings], path: list[str]) -> type[Settings]:

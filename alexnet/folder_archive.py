@@ -14,6 +14,7 @@ import re
 import secrets
 import shutil
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from alexnet.checkpoint import (
     Best,
     Checkpoint,
     State,
+    Written,
     read,
     verifies,
     write_files,
@@ -50,6 +52,13 @@ class FolderArchive:
                 return read(path)
             except DataError as error:
                 log.warning("%s; trying the one before", error)
+        return None
+
+    def latest(self) -> Written | None:  # noqa: D102
+        for path in reversed(self.finished()):
+            with suppress(FileNotFoundError):  # deleted just now, or damaged
+                at = (path / MANIFEST).stat().st_mtime
+                return Written(step=int(path.name.removeprefix("step-")), at=at)
         return None
 
     def best(self) -> Best | None:  # noqa: D102

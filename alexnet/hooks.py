@@ -172,8 +172,10 @@ class LogLines(Hook):
         global_batch: int,
         phases: Phases,
         sinks: Sequence[Callable[[dict[str, Any]], None]],
+        total_steps: int | None = None,
     ) -> None:
-        """Hand each record to all `sinks`."""
+        """Hand each record to all `sinks`; `total_steps` are told for those who wait."""
+        self._total_steps = total_steps
         self._every = every
         self._steps_per_epoch = steps_per_epoch
         self._global_batch = global_batch
@@ -206,6 +208,7 @@ class LogLines(Hook):
                 "kind": "step",
                 "step": events[-1].step,
                 **self._epoch(events[-1].step),
+                "total_steps": self._total_steps,
                 "loss": _mean([result.loss for result in results]),
                 "accuracy": _mean([result.accuracy for result in results]),
                 "learning_rate": events[-1].rate,

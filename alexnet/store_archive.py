@@ -24,6 +24,7 @@ from alexnet.checkpoint import (
     Best,
     Checkpoint,
     State,
+    Written,
     read,
     upload,
     verifies,
@@ -49,6 +50,12 @@ class StoreArchive:
 
     def newest(self) -> Checkpoint | None:  # noqa: D102
         return self.newest_of(self.lineage())
+
+    def latest(self) -> Written | None:  # noqa: D102
+        for step, place in reversed(self.finished(self.lineage()).items()):
+            written = (place / MANIFEST).info().mtime
+            return Written(step=step, at=written.timestamp()) if written else None
+        return None
 
     def best(self) -> Best | None:  # noqa: D102
         lineage = self.lineage()

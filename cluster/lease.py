@@ -28,6 +28,33 @@ from alexnet.errors import AlexnetError, ConfigError
 LEASE, LOCK = "lease.json", ".lease.lock"
 RENEW_SECONDS = 2.0
 EXPIRE_SECONDS = 15.0
+FIELDS = {"holder", "host", "pid", "process_started", "generation", "beat"}
+Record = dict[str, Any]
+
+
+def read_lease(run: Path) -> Record | None:
+    """Return what the lease of `run` says; None: there is none, or it is damaged."""
+    try:
+        record = json.loads((run / LEASE).read_text())
+    except (FileNotFoundError, ValueError):
+        return None
+    return record if isinstance(record, dict) and record.keys() >= FIELDS else None
+
+
+def is_held(
+    run: Path, record: Record, renew: float = RENEW_SECONDS, expire: float = EXPIRE_SECONDS
+) -> bool:
+    """Return whether the holder in `record` lives; one on another machine is waited for."""
+    if record["holder"] is None:
+        return False
+    if record["host"] == socket.gethostname():
+        return _is_alive(record["pid"], record["process_started"])
+    deadline = time.monotonic() + expire
+    while time.monotonic() < deadline:
+        time.sleep(renew / 4)
+        if (now := read_lease(run)) != record:
+            return now is not None and now["holder"] is not None
+    return False
 
 
 class Lease:
@@ -49,7 +76,7 @@ class Lease:
         self._thread = threading.Thread(target=self._keep, name="lease", daemon=True)
         self._lost = False
         self._desk: Desk | None = None
-        self._record: dict[str, Any] = {
+        self._record: Record = {
             "holder": secrets.token_hex(8),
             "host": socket.gethostname(),
             "pid": os.getpid(),
@@ -61,8 +88,8 @@ class Lease:
     def __enter__(self) -> "Lease":
         self._run.mkdir(parents=True, exist_ok=True)
         with _locked(self._run):
-            before = self._read()
-            if before and self._is_held(before):
+            before = read_lease(self._run)
+            if before and is_held(self._run, before, self._renew, self._expire):
                 raise ConfigError(
                     f"{self._run}: in use by another job, process {before['pid']} on "
                     f"{before['host']}; wait for its end, or name another run_dir"
@@ -100,18 +127,6 @@ class Lease:
         self._desk = self._archive.take_over(name)
         return self._desk
 
-    def _is_held(self, record: dict[str, Any]) -> bool:
-        if record["holder"] is None:
-            return False
-        if record["host"] == self._record["host"]:
-            return _is_alive(record["pid"], record["process_started"])
-        deadline = time.monotonic() + self._expire
-        while time.monotonic() < deadline:
-            time.sleep(self._renew / 4)
-            if self._read() != record:
-                return True
-        return False
-
     def _keep(self) -> None:
         while not self._end.wait(self._renew):
             with suppress(OSError):  # a full disk, a share that hangs: the next time, perhaps
@@ -122,15 +137,8 @@ class Lease:
                 self._write()
 
     def _is_mine(self) -> bool:
-        record = self._read()
+        record = read_lease(self._run)
         return record is not None and record["holder"] == self._record["holder"]
-
-    def _read(self) -> dict[str, Any] | None:
-        try:
-            record = json.loads((self._run / LEASE).read_text())
-        except (FileNotFoundError, ValueError):
-            return None
-        return record if isinstance(record, dict) and self._record.keys() <= record.keys() else None
 
     def _write(self) -> None:
         partial = self._run / f".{LEASE}.{self._record['pid']}"

@@ -1,4 +1,4 @@
-"""Command-line options that are numbers with a unit, as in 100Gbit."""
+"""Numbers with a unit: command-line options, as in 100Gbit, and times in words."""
 
 import math
 import re
@@ -12,6 +12,7 @@ PREFIXES = {"k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
 BITS = {f"{prefix}bit": factor / 8 for prefix, factor in PREFIXES.items()}
 BYTES = {f"{prefix}B": factor for prefix, factor in PREFIXES.items()}
 TIMES = {"ns": 1e-9, "us": 1e-6, "ms": 1e-3, "s": 1.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
+CENTURY = 36525 * TIMES["d"]
 
 
 class Quantity(click.ParamType):
@@ -58,3 +59,11 @@ BANDWIDTH = Quantity("bandwidth", BITS | BYTES, "100Gbit")
 TIME = Quantity("time", TIMES, "25ms")
 DELAY = Quantity("time", TIMES, "5us", may_be_zero=True)
 SHARE = Quantity("percent", {"%": 0.01}, "15%", may_be_zero=True, most=1.0)
+
+
+def in_words(seconds: float) -> str:
+    """Return a time in the unit that suits it, as in 2.5 h."""
+    if seconds > CENTURY:
+        return "never"
+    unit = next((u for u in ("d", "h", "min") if seconds >= 2 * TIMES[u]), "s")
+    return f"{seconds / TIMES[unit]:.1f} {unit}"

@@ -199,6 +199,7 @@ def _observers(
         config.train.global_batch,
         phases,
         sinks,
+        task.total_steps,
     )
     writer = BackgroundWriter(
         desk,

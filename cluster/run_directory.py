@@ -15,6 +15,15 @@ CONFIG, SUMMARY, METRICS = "config.yaml", "summary.json", "metrics.jsonl"
 ENTRIES = {CONFIG, SUMMARY, METRICS, LEASE, "checkpoints", "logs", "tensorboard", "report.html"}
 
 
+def read_summary(run: Path) -> dict[str, Any]:
+    """Return the summary of the launch before; empty: it has not ended, or the file is damaged."""
+    try:
+        summary = json.loads((run / SUMMARY).read_text())
+    except (OSError, ValueError):
+        return {}
+    return summary if isinstance(summary, dict) else {}
+
+
 class RunDirectory:
     """Nothing in it changes before a launch has its resources, so that a mistake costs nothing."""
 
@@ -28,7 +37,7 @@ class RunDirectory:
         found = {entry.name for entry in path.glob("*") if not entry.name.startswith(".")}
         if strange := sorted(found - ENTRIES):
             raise ConfigError(f"{path}: not a run directory, it holds {strange[0]!r}; name another")
-        self.before = self._summary()  # of the launch before, if it has ended
+        self.before = read_summary(path)  # of the launch before, if it has ended
 
     def clear(self) -> None:
         """Delete what a run has left, all but the lease and an archive elsewhere."""
@@ -51,13 +60,6 @@ class RunDirectory:
     def end(self, summary: dict[str, Any]) -> None:
         """Leave the summary of the launch."""
         self._write(SUMMARY, json.dumps(summary, indent=1) + "\n")
-
-    def _summary(self) -> dict[str, Any]:
-        try:
-            summary = json.loads((self._path / SUMMARY).read_text())
-        except (OSError, ValueError):
-            return {}
-        return summary if isinstance(summary, dict) else {}
 
     def _write(self, name: str, text: str) -> None:
         partial = self._path / f".{name}.partial"

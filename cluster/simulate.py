@@ -9,11 +9,10 @@ from typing import Any
 from rich.table import Table
 
 from alexnet.errors import AlexnetError, ConfigError
-from cluster.quantities import TIMES
+from cluster.quantities import in_words
 from cluster.scaling import EPOCHS, Prediction
 
 WIDTH = 120  # columns that the table may take
-CENTURY = 36525 * TIMES["d"]
 
 
 def table(predictions: Sequence[Prediction]) -> Table:
@@ -34,16 +33,9 @@ def table(predictions: Sequence[Prediction]) -> Table:
             f"{p.images_per_second:,.0f}",
             f"{p.efficiency:.3f}",
             f"{p.goodput:.3f}",
-            _in_words(p.training_time),
+            in_words(p.training_time),
         )
     return shown
-
-
-def _in_words(seconds: float) -> str:
-    if seconds > CENTURY:
-        return "never"
-    unit = next((u for u in ("d", "h", "min") if seconds >= 2 * TIMES[u]), "s")
-    return f"{seconds / TIMES[unit]:.1f} {unit}"
 
 
 def as_json(p: Prediction) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import re
 import secrets
 import shlex
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import aclosing, contextmanager, suppress
 from datetime import datetime, timedelta
 from typing import Any
@@ -21,6 +21,7 @@ import yaml
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
+from alexnet.config import flat
 from alexnet.data.storage import refuse_credentials
 from alexnet.errors import EXIT_FAILED, EXIT_OK, EXIT_STOPPED, AlexnetError, ConfigError
 from cluster.config import JobConfig
@@ -47,8 +48,9 @@ def command(config: JobConfig) -> str:
         raise ConfigError(f"run_dir = {run!r}: a path on the cluster begins with /")
     if "://" not in data and not data.startswith("/"):
         raise ConfigError(f"data.path = {data!r}: on the cluster it begins with /, or is a URI")
-    settings = _flat(config.model_dump(exclude_unset=True))
-    return shlex.join(["alexnet", "train", os.devnull, *settings])
+    settings = flat(config.model_dump(exclude_unset=True))
+    overrides = [_override(key, value) for key, value in settings.items()]
+    return shlex.join(["alexnet", "train", os.devnull, *overrides])
 
 
 def new_name(config: JobConfig) -> str:
@@ -72,14 +74,29 @@ def exit_code(job: JobDetails) -> int:
     return code if code >= 0 else 128 - code
 
 
-def describe(job: JobDetails) -> str:
-    """Return a line about a job: its name, status, exit code, when, for how long, and its run."""
-    code = str(exit_code(job)) if job.status.is_terminal() else "-"
+def facts(job: JobDetails) -> dict[str, Any]:
+    """Return a job's name, status, exit code, when, for how long, and its run."""
     started = datetime.fromtimestamp((job.start_time or 0) / 1000).astimezone()
     ended = job.end_time / 1000 if job.end_time else time.time()
-    took = timedelta(seconds=max(0, round(ended - started.timestamp())))
-    run = (job.metadata or {}).get(RUN) or job.entrypoint
-    return f"{job.submission_id}  {job.status}  {code}  {started:%F %T%z}  {took}  {run}"
+    return {
+        "job": job.submission_id,
+        "status": str(job.status),
+        "exit_code": exit_code(job) if job.status.is_terminal() else None,
+        "started_at": started.isoformat(timespec="seconds"),
+        "seconds": max(0, round(ended - started.timestamp())),
+        "run": (job.metadata or {}).get(RUN) or job.entrypoint,
+    }
+
+
+def describe(job: JobDetails) -> str:
+    """Return a line with the `facts` of a job."""
+    found = facts(job)
+    code = "-" if found["exit_code"] is None else found["exit_code"]
+    started = datetime.fromisoformat(found["started_at"])
+    took = timedelta(seconds=found["seconds"])
+    return "  ".join(
+        [found["job"], found["status"], f"{code}", f"{started:%F %T%z}", f"{took}", found["run"]]
+    )
 
 
 class JobApi:
@@ -219,11 +236,7 @@ class _Log:
             self._written = self._position
 
 
-def _flat(settings: Mapping[str, Any], above: str = "") -> Iterator[str]:
-    """Settings as the overrides that `load` reads back."""
-    for key, value in settings.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{above}{key}.")
-        else:
-            text = yaml.safe_dump(value, width=float("inf"), allow_unicode=True)
-            yield f"{above}{key}=" + text.removesuffix("...\n").removesuffix("\n")
+def _override(key: str, value: Any) -> str:
+    """A setting as the override that `load` reads back."""
+    text = yaml.safe_dump(value, width=float("inf"), allow_unicode=True)
+    return f"{key}=" + text.removesuffix("...\n").removesuffix("\n")

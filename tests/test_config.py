@@ -108,6 +108,9 @@ def test_a_dump_names_every_setting() -> None:
         ("trian.epochs=3", ["unknown key trian", "did you mean train?"]),
         ("train.epoch=3", ["unknown key train.epoch", "did you mean epochs?"]),
         ("data.augment.shft=1", ["unknown key data.augment.shft", "did you mean shift?"]),
+        ("epochs=3", ["unknown key epochs", "did you mean train.epochs?"]),
+        ("train.learning_rate=1", ["did you mean schedule.learning_rate?"]),
+        ("name=bn", ["did you mean model.name or optimizer.name?"]),
         ("checkpoint.qqq=1", ["unknown key checkpoint.qqq", "known here: path, every, keep"]),
         # bounds: the value and the bound
         ("train.epochs=0", ["train.epochs = 0", "greater than or equal to 1"]),

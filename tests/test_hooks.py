@@ -61,7 +61,7 @@ def checkpoints(folder: Path) -> list[str]:
 def test_log_lines_are_means_over_the_steps_since_the_last(tmp_path: Path) -> None:
     records: list[dict[str, Any]] = []
     phases = Phases(lambda: 0.0)
-    hook = LogLines(3, 20, 64, phases, [records.append, records.append])
+    hook = LogLines(3, 20, 64, phases, [records.append, records.append], total_steps=40)
     for step in range(1, 8):
         hook.on_step(event(step, loss=step, accuracy=step / 10, seconds=2.0 * step))
     hook.on_evaluation(7, SCORE)
@@ -74,6 +74,7 @@ def test_log_lines_are_means_over_the_steps_since_the_last(tmp_path: Path) -> No
         "kind": "step",
         "step": 3,
         "epoch": 0.15,
+        "total_steps": 40,
         "loss": 2.0,
         "accuracy": pytest.approx(0.2),
         "learning_rate": 0.03,

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from threading import Timer
 
 import pytest
 
@@ -119,6 +120,17 @@ def test_a_lease_that_is_no_longer_its_own_is_not_given_back(tmp_path: Path) -> 
         with pytest.raises(AlexnetError, match="taken this run over"):
             mine.next_desk()
     assert json.loads((tmp_path / "lease.json").read_text())["holder"] == "other"
+
+
+def test_a_lease_that_is_given_back_while_another_waits_is_free(tmp_path: Path) -> None:
+    with lease(tmp_path):
+        pass
+    given_back = json.loads((tmp_path / "lease.json").read_text())
+    held = {**given_back, "holder": "other", "host": "elsewhere"}
+    (tmp_path / "lease.json").write_text(json.dumps(held))
+    Timer(0.3, (tmp_path / "lease.json").write_text, [json.dumps(given_back)]).start()
+    with lease(tmp_path) as mine:
+        assert mine.held
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"holder": "x"}'])

@@ -1,6 +1,7 @@
 """Checkpoints in an S3 store that fails, with writers that were left behind."""
 
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -88,6 +89,23 @@ def test_what_is_written_is_read_in_every_bit(archive: StoreArchive) -> None:
     assert archive.read_step(4).step == 4
     with pytest.raises(DataError, match="no checkpoint of step 5"):
         archive.read_step(5)
+
+
+def test_the_latest_is_the_newest_of_the_lineage_and_its_age(archive: StoreArchive) -> None:
+    assert archive.latest() is None
+    desk, _ = begun(archive, "1-a")
+    save(desk, 4, 8)
+    (of(archive, 8) / "manifest.json").delete()
+    again, first = begun(archive, "2-b")
+    left_behind = archive.place / desk.generation / "step-00000012"
+    (left_behind / "manifest.json").write(b"{}")
+    found = archive.latest()
+    assert found is not None
+    assert (found.step, first) == (4, 4)
+    assert abs(found.at - time.time()) < 60
+    save(again, 8)
+    found = archive.latest()
+    assert found is not None and found.step == 8
 
 
 @pytest.mark.parametrize("part", PARTS)

@@ -6,7 +6,7 @@ import traceback
 import click
 
 from alexnet.errors import EXIT_FAILED, AlexnetError
-from cluster.cli import datasets, jobs, models, simulation, training
+from cluster.cli import config, datasets, jobs, models, runs, simulation, training
 
 DEBUG = "--debug"
 VERBS = (
@@ -14,14 +14,16 @@ VERBS = (
     datasets.index,
     datasets.verify,
     training.train,
+    runs.runs,
+    runs.status,
     models.evaluate,
     models.predict,
     models.export,
     jobs.render,
     jobs.submit,
-    jobs.status,
     jobs.logs,
     jobs.stop,
+    config.config,
     simulation.simulate,
 )
 

@@ -1,13 +1,12 @@
-"""Verbs of jobs on clusters: render, submit, status, logs, stop."""
+"""Verbs of jobs on clusters: render, submit, logs, stop (status: see runs)."""
 
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
 from alexnet.errors import EXIT_FAILED
-from cluster.cli.options import ADDRESS, CONFIG, OVERRIDES
+from cluster.cli.options import ADDRESS, CONFIG, OVERRIDES, settings_of
 
 if TYPE_CHECKING:
     from ray.job_submission import JobDetails
@@ -32,17 +31,15 @@ JOB = click.argument("job")
 @click.option("--queue", help="Kueue's LocalQueue to wait in.")
 @click.option("--data-claim", help="PersistentVolumeClaim that is /data.")
 @click.option("--runs-claim", help="PersistentVolumeClaim that is /runs.")
-def render(config: Path, overrides: tuple[str, ...], **place: Any) -> None:
+def render(config: str, overrides: tuple[str, ...], **place: Any) -> None:
     """Print the RayJob that trains as CONFIG says, changed by KEY=VALUE, for kubectl create -f -.
 
     It is the one in k8s/, with pods for cluster.workers ranks of cluster.gpus_per_worker GPUs;
     what is not asked for is as shipped. Nothing is printed that KubeRay would refuse.
     """
-    from alexnet.config import load
     from cluster import render as rendering
-    from cluster.config import JobConfig
 
-    settings = load(JobConfig, config, overrides)
+    settings = settings_of(config, overrides)
     click.echo(rendering.render(settings, rendering.Place(**place)), nl=False)
 
 
@@ -53,7 +50,7 @@ def render(config: Path, overrides: tuple[str, ...], **place: Any) -> None:
 @click.option("--name", help="Of the job; otherwise the run's, and some letters.")
 @click.option("--no-wait", is_flag=True, help="Print the job's name and return.")
 def submit(
-    config: Path, overrides: tuple[str, ...], address: str, name: str | None, no_wait: bool
+    config: str, overrides: tuple[str, ...], address: str, name: str | None, no_wait: bool
 ) -> None:
     """Train as CONFIG says, changed by KEY=VALUE, on the Ray cluster at ADDRESS.
 
@@ -62,11 +59,9 @@ def submit(
 
     The token is the one in RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token.
     """
-    from alexnet.config import load
-    from cluster.config import JobConfig
     from cluster.submission import JobApi, command, new_name
 
-    settings = load(JobConfig, config, overrides)
+    settings = settings_of(config, overrides)
     name, entrypoint = name or new_name(settings), command(settings)
     api = JobApi(address)
     api.submit(name, entrypoint, settings.run_dir)
@@ -75,21 +70,6 @@ def submit(
         return
     click.echo(f"job {name} at {address}", err=True)
     _follow(api, name)
-
-
-@click.command()
-@click.argument("job", required=False)
-@ADDRESS
-def status(job: str | None, address: str) -> None:
-    """List the jobs of the cluster at ADDRESS, or JOB alone.
-
-    A line a job: name, status, exit code, start, duration, run directory (or command).
-    """
-    from cluster.submission import JobApi, describe
-
-    api = JobApi(address)
-    for each in [api.job(job)] if job else api.jobs():
-        click.echo(describe(each))
 
 
 @click.command()

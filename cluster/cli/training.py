@@ -1,11 +1,14 @@
 """The verb that trains."""
 
 import sys
-from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
 
 import click
 
-from cluster.cli.options import CONFIG, OVERRIDES
+from cluster.cli.options import CONFIG, OVERRIDES, print_settings, settings_of
+
+if TYPE_CHECKING:
+    from cluster.config import JobConfig
 
 
 @click.command()
@@ -20,7 +23,7 @@ from cluster.cli.options import CONFIG, OVERRIDES
     help="Take the largest train.micro_batch that there is memory for.",
 )
 def train(
-    config: Path,
+    config: str,
     overrides: tuple[str, ...],
     replace: bool,
     print_config: bool,
@@ -29,17 +32,19 @@ def train(
 ) -> None:
     """Train as CONFIG says, changed by KEY=VALUE (as in train.epochs=5).
 
-    Runs on the Ray cluster that RAY_ADDRESS names, or starts one here. A run that was stopped or
-    killed goes on from its newest checkpoint.
+    CONFIG is a file, or the name of a preset (`alexnet config presets`). Runs on the Ray cluster
+    that RAY_ADDRESS names, or starts one here. A run that was stopped or killed goes on from its
+    newest checkpoint.
     """
-    from alexnet.config import dump, load
-    from cluster.config import JobConfig
-
-    settings = load(JobConfig, config, overrides)
+    settings = settings_of(config, overrides)
     if print_config:
-        click.echo(dump(settings), nl=False)
-        return
+        print_settings(settings)
+    else:
+        run(settings, replace, fit_memory)
 
+
+def run(settings: "JobConfig", replace: bool = False, fit_memory: bool = False) -> NoReturn:
+    """Train, show how it goes, and end with the run's exit code."""
     from cluster.stop import Stop
 
     with Stop() as stop:
