@@ -17,6 +17,7 @@ VERBS = (
     models.evaluate,
     models.predict,
     models.export,
+    models.report,
     jobs.render,
     jobs.submit,
     jobs.status,
