@@ -137,7 +137,7 @@ class Page(HTMLParser):
         self.tags.append((tag, dict(attributes)))
 
     def handle_data(self, data: str) -> None:
-        self.words += data
+        self.words += data + " "
 
 
 def words(run: Path) -> str:
@@ -150,8 +150,8 @@ def test_everything_that_a_run_leaves_is_on_its_page(tmp_path: Path) -> None:
         "pets completed 2026-11-26 01:19 UTC",
         "top-1, held out 87.5 %",
         "goodput 45 %",
-        "41 % waiting for data: add readers",
-        "37 % waiting for data: add readers",  # of the launch
+        "41 % waiting for data : add readers",
+        "37 % waiting for data : add readers",  # of the launch
         "cat taken for horse 4, 17 % of the class",
         "horse 93 % is cat",  # a mistake
         "dog 97 %",  # a sample
@@ -287,12 +287,12 @@ def test_thin_points_keep_order_mean_and_extremes(values: list[float]) -> None:
 
 def test_a_chart_leaves_out_what_is_no_number_and_cuts_off_what_is_far() -> None:
     values = [1.0] * 50 + [math.nan, math.inf, 1000.0]
-    found = chart("Loss", [Curve(name="training", points=tuple(enumerate(values)))])
+    found = chart("Loss", [Curve(name="training", points=[*enumerate(values)])])
     assert found is not None
     assert "nan" not in found.lines[0].path + found.lines[0].band
     assert found.beyond == "1,000"
-    assert found.y[-1].label == "3"
-    assert chart("Loss", [Curve(name="training", points=((0.0, math.nan),))]) is None
+    assert found.y[-1].label == "5"
+    assert chart("Loss", [Curve(name="training", points=[(0.0, math.nan)])]) is None
 
 
 def test_confusion_of_few_and_of_many_classes() -> None:

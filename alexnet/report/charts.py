@@ -12,7 +12,8 @@ from typing import NamedTuple
 
 BOX = 1000
 MOST = 300  # points of a line
-FAR = 3.0  # times the 90th percentile: what is above is cut off
+MOST_DOTS = 40  # beyond, a point is not shown as such
+FAR = 5.0  # times the 90th percentile: what is above is cut off
 
 Points = Sequence[tuple[float, float]]
 
@@ -22,8 +23,7 @@ class Curve:
     """Values over the epochs."""
 
     name: str
-    points: tuple[tuple[float, float], ...]  # epoch, value
-    dotted: bool = False  # each value is seen; otherwise a line of means between extremes
+    points: Points  # epoch, value
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,10 +67,10 @@ class Mean(NamedTuple):
 
 def chart(title: str, curves: Sequence[Curve], top: float | None = None) -> Chart | None:
     """Return curves from 0 up to `top` (None: to their own), or None if there are no values."""
-    thinned = {curve: means for curve in curves if (means := thin(curve.points))}
+    thinned = [(curve, found) for curve in curves if (found := thin(curve.points))]
     if not thinned:
         return None
-    means = [mean for found in thinned.values() for mean in found]
+    means = [mean for _, found in thinned for mean in found]
     largest = max(mean.largest for mean in means)
     y = ticks(top or min(largest, _ceiling([mean.value for mean in means])))
     end = max(mean.x for mean in means) or 1.0
@@ -79,7 +79,7 @@ def chart(title: str, curves: Sequence[Curve], top: float | None = None) -> Char
         title=title,
         x=[Tick(at=value / end, label=_label(value)) for value in ticks(end) if value <= end],
         y=[Tick(at=value / y[-1], label=_label(value)) for value in y],
-        lines=[_line(curve, found, scale) for curve, found in thinned.items()],
+        lines=[_line(curve, found, scale) for curve, found in thinned],
         beyond=_label(largest) if largest > y[-1] else None,
     )
 
@@ -123,7 +123,7 @@ def _line(curve: Curve, means: list[Mean], scale: tuple[float, float]) -> Line:
         last=_label(curve.points[-1][1]),
         path=path,
         band="M" + "L".join(edge) + "Z" if len(means) < len(curve.points) else "",
-        dots="".join(f"M{at(m.x, m.value)}h0" for m in means) if curve.dotted else "",
+        dots="".join(f"M{at(m.x, m.value)}h0" for m in means) if len(means) <= MOST_DOTS else "",
     )
 
 

@@ -46,13 +46,13 @@ def render(run: Path) -> str:
     """
     if not any((run / name).exists() for name in (CONFIG, SUMMARY, METRICS, EVENTS)):
         raise ConfigError(f"{run}: not a run directory")
-    environment = Environment(
+    templates = Environment(
         loader=PackageLoader("alexnet.report", "."),
         autoescape=True,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {
+    templates.filters |= {
         "percent": percent,
         "css": lambda share: f"{100 * share:.3f}%",
         "duration": duration,
@@ -60,7 +60,7 @@ def render(run: Path) -> str:
         "moment": moment,
         "short": partial(_short, most=LONGEST),
     }
-    return environment.get_template("page.html").render(contents(run))
+    return templates.get_template("page.html").render(contents(run))
 
 
 def contents(run: Path) -> dict[str, Any]:
@@ -90,19 +90,21 @@ def contents(run: Path) -> dict[str, Any]:
 
 def charts(metrics: Sequence[dict[str, Any]]) -> list[Chart]:
     """Return the curves for which there are values."""
-    steps = [record for record in metrics if record["kind"] == "step"]
-    scores = [record for record in metrics if record["kind"] == "evaluation"]
-    curves = [
-        chart("Loss", [_curve("training", steps, "loss"), _curve("held out", scores, "loss")]),
-        chart(
-            "Accuracy",
-            [_curve("training", steps, "accuracy"), _curve("held out, top-1", scores, "top1")],
-            top=1.0,
-        ),
-        chart("Images per second", [_curve("all workers", steps, "images_per_second")]),
-        chart("Learning rate", [_curve("rate", steps, "learning_rate")]),
+
+    def curve(name: str, key: str, kind: str = "step") -> Curve:
+        found = [record for record in metrics if record["kind"] == kind]
+        points = [(r["epoch"], r[key]) for r in found if r.get(key) is not None]
+        return Curve(name=name, points=points)
+
+    loss = [curve("training", "loss"), curve("held out", "loss", "evaluation")]
+    accuracy = [curve("training", "accuracy"), curve("held out, top-1", "top1", "evaluation")]
+    found = [
+        chart("Loss", loss),
+        chart("Accuracy", accuracy, top=1.0),
+        chart("Images per second", [curve("all workers", "images_per_second")]),
+        chart("Learning rate", [curve("rate", "learning_rate")]),
     ]
-    return [found for found in curves if found]
+    return [each for each in found if each]
 
 
 def spent(summary: dict[str, Any]) -> list[dict[str, Any]]:
@@ -163,11 +165,6 @@ def moment(text: str) -> str:
 def _short(text: Any, most: int) -> str:
     line = str(text)
     return line if len(line) <= most else f"{line[:most]} ..."
-
-
-def _curve(name: str, records: Sequence[dict[str, Any]], key: str) -> Curve:
-    points = tuple((r["epoch"], r[key]) for r in records if r.get(key) is not None)
-    return Curve(name=name, points=points, dotted=records[:1] != [] and "top1" in records[0])
 
 
 def _json(path: Path, key: str) -> dict[str, Any]:
