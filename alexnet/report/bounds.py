@@ -11,8 +11,7 @@ ADVICE = {  # by what seconds were spent on, as in `wall_seconds` of summary.jso
     ),
     "data": (
         "waiting for data",
-        "add readers (data.threads, cluster.cpus_per_worker), or prepare smaller images "
-        "(alexnet prepare --size, --store raw)",
+        "add readers (data.threads, cluster.cpus_per_worker), or prepare images smaller, or raw",
     ),
     "exchange": (
         "exchanging gradients, or waiting for slower ranks",

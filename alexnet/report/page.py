@@ -97,7 +97,7 @@ def charts(metrics: Sequence[dict[str, Any]]) -> list[Chart]:
         return Curve(name=name, points=points)
 
     loss = [curve("training", "loss"), curve("held out", "loss", "evaluation")]
-    accuracy = [curve("training", "accuracy"), curve("held out, top-1", "top1", "evaluation")]
+    accuracy = [curve("training", "accuracy"), curve("held out", "top1", "evaluation")]
     found = [
         chart("Loss", loss),
         chart("Accuracy", accuracy, top=1.0),
