@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import TypedDict
+from typing import NamedTuple, TypedDict
 
 import keras
 import numpy as np
@@ -17,6 +17,14 @@ class Evaluation(TypedDict):
     top5: float
     loss: float
     images: int
+
+
+class Scored(NamedTuple):
+    """A batch of this rank, and what the model says of it."""
+
+    images: npt.NDArray[np.uint8]  # [n, views, size, size, 3]
+    labels: npt.NDArray[np.int64]  # [n]
+    scores: tf.Tensor  # logarithms of probabilities, float32 [n, classes]
 
 
 class Evaluator:
@@ -45,13 +53,14 @@ class Evaluator:
         self._sum_over_ranks = sum_over_ranks
         self._score = tf.function(self._score_batch, autograph=False, reduce_retracing=True)
 
-    def __call__(self, on_batch: Callable[[], None] = lambda: None) -> Evaluation:
+    def __call__(self, on_batch: Callable[[Scored], None] = lambda scored: None) -> Evaluation:
         """Return the scores over all ranks' images. A collective: all ranks must call it."""
         classes = self._model.output_shape[-1]
         sums = tf.zeros([4 + classes**2], tf.float64)
         for images, labels in self._batches():
-            sums += self._score(images, labels)
-            on_batch()
+            more, scores = self._score(images, labels)
+            sums += more
+            on_batch(Scored(images, labels, scores))
         (total,) = self._sum_over_ranks([sums])
         right, right5, loss, count = total[:4].numpy().tolist()
         self.confusion = total[4:].numpy().astype(np.int64).reshape(classes, classes)
@@ -70,7 +79,8 @@ class Evaluator:
         logits, _ = self._model.stateless_call(weights, others, images, training=False)
         return logits
 
-    def _score_batch(self, images: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
+    def _score_batch(self, images: tf.Tensor, labels: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """Return what is added up over all batches, and the logarithms of the probabilities."""
         _, views, height, width, channels = images.shape
         flat = tf.cast(tf.reshape(images, [-1, height, width, channels]), tf.float32)
         logits = self._logits(flat)
@@ -83,4 +93,4 @@ class Evaluator:
         truth, answer = (tf.one_hot(x, classes) for x in (labels, tf.argmax(scores, axis=1)))
         confusion = tf.cast(tf.matmul(truth, answer, transpose_a=True), tf.float64)
         figures = [*map(tf.reduce_sum, rows), tf.cast(tf.size(labels), tf.float64)]
-        return tf.concat([tf.stack(figures), tf.reshape(confusion, [-1])], axis=0)
+        return tf.concat([tf.stack(figures), tf.reshape(confusion, [-1])], axis=0), scores

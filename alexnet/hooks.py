@@ -14,7 +14,7 @@ import tensorflow as tf
 from alexnet.background_writer import BackgroundWriter
 from alexnet.checkpoint import state_sha256
 from alexnet.errors import AlexnetError, BadNumbersError
-from alexnet.evaluation import Evaluation, Evaluator
+from alexnet.evaluation import Evaluation, Evaluator, Scored
 from alexnet.exchange import Exchange, of_all_ranks
 from alexnet.trainer import Hook, Phases, StepEvent
 
@@ -79,11 +79,11 @@ class Evaluate(Hook):
         every: int,
         phases: Phases,
         tell: Sequence[Hook],
-        on_batch: Callable[[], None] = lambda: None,
+        on_batch: Callable[[Scored], None] = lambda scored: None,
     ) -> None:
         """Evaluate every `every` steps (0: only at the end) and tell the hooks in `tell`.
 
-        `on_batch` is called after every batch, as a sign that it goes on.
+        `on_batch` is called after every batch: it goes on, and what became of that batch.
         """
         self._evaluator = evaluator
         self._on_batch = on_batch

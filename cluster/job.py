@@ -10,11 +10,14 @@ from alexnet.archive import Archive, open_archive
 from alexnet.data.shards import ShardSet
 from alexnet.errors import AlexnetError, ConfigError
 from alexnet.memory import Memory
+from alexnet.records import REPORT
+from alexnet.report.page import write_report
 from cluster import summary
 from cluster.board import RankResult
 from cluster.config import JobConfig
 from cluster.connection import connected
 from cluster.dataset import prepared_data
+from cluster.environment import environment
 from cluster.errors import (
     AttemptFailedError,
     NoResourcesError,
@@ -108,7 +111,8 @@ class Job:
         self._gpus: int | None = None  # of a rank, once there has been room
 
     def run(self) -> dict[str, Any]:
-        """Train, and leave a summary."""
+        """Train, and leave a summary and a report."""
+        self._directory.tell("launch", 0, environment=environment(ray.cluster_resources()))
         try:
             with self._groups:
                 outcome = self._outcome()
@@ -117,6 +121,7 @@ class Job:
             self._failed(error)
             raise
         self._directory.end(outcome)
+        self._report()
         return outcome
 
     def _outcome(self) -> dict[str, Any]:
@@ -143,8 +148,10 @@ class Job:
                 return self._attempt()
             except ReplanError as change:
                 self._screen.say(str(change))
+                self._directory.tell("growth", history.furthest, reason=str(change))
                 continue
             except AttemptFailedError as failure:
+                self._directory.tell("lost", history.furthest, reason=str(failure))
                 if self._stop.wanted:
                     raise StoppedError(str(failure)) from failure
                 if isinstance(failure, NoResourcesError) and self._gpus is None:
@@ -164,6 +171,8 @@ class Job:
         history, plan = self._history, self._plan()
         history.workers = plan.workers
         self._screen.start(self._config, plan)
+        facts = {"workers": plan.workers, "gpus_per_worker": plan.gpus_per_worker}
+        self._directory.tell("attempt", history.furthest, **facts)
         group = self._started(plan)
         if self._fits:
             self._fit(plan.workers, group.room(), saved)
@@ -210,10 +219,11 @@ class Job:
     def _plan(self) -> Plan:
         return plan_workers(self._config, ray.cluster_resources(), self._gpus)
 
-    def _begin(self) -> None:
+    def _begin(self, step: int) -> None:
         if not self._trains:
             self._directory.begin(self._config)
         self._trains = True
+        self._directory.tell("training", step)
 
     def _stopped(self, error: StoppedError) -> dict[str, Any]:
         """Return the summary of a launch that was asked to end, and then lost its ranks."""
@@ -233,3 +243,11 @@ class Job:
             self._history.furthest = max(self._history.furthest, reached)
             with suppress(OSError):  # the error itself says more
                 self._directory.end(summary.failed(self._config, self._history, error))
+            self._report()
+
+    def _report(self) -> None:
+        """Write it, if that is possible: a run does not end badly for its report."""
+        try:
+            write_report(self._config.run_path)
+        except Exception as error:
+            self._screen.say(f"no {REPORT}: {one_line(error)}")

@@ -17,7 +17,7 @@ import tensorflow as tf
 from alexnet.archive import Desk
 from alexnet.background_writer import BackgroundWriter
 from alexnet.checkpoint import state_sha256
-from alexnet.evaluation import Evaluation
+from alexnet.evaluation import Evaluation, Scored
 from alexnet.hooks import (
     CheckReplicas,
     Evaluate,
@@ -27,7 +27,8 @@ from alexnet.hooks import (
     TensorBoard,
 )
 from alexnet.memory import return_what_is_freed
-from alexnet.records import JsonLines
+from alexnet.records import EVALUATION, METRICS, JsonLines
+from alexnet.samples import KeepSamples
 from alexnet.spikes import LossSpikes
 from alexnet.step import TrainStep, model_variables
 from alexnet.task import Task
@@ -104,7 +105,15 @@ def _train(config: JobConfig, exchange: HorovodExchange, board: Board, desk: Des
     tensorboard = _tensorboard(config, task) if exchange.rank == 0 else None
     observers = _observers(config, exchange, task, phases, board, first_step, desk, tensorboard)
     every = config.train.evaluate_every * task.order.steps_per_epoch
-    evaluate = Evaluate(task.evaluator, every, phases, observers, board.progress)
+    samples = _samples(config, task) if exchange.rank == 0 else None
+
+    def on_batch(scored: Scored) -> None:
+        board.progress()
+        if samples:
+            samples.look(scored)
+
+    told = [*observers, samples] if samples else observers
+    evaluate = Evaluate(task.evaluator, every, phases, told, on_batch)
     trainer = Trainer(
         step=task.step,
         batches=tensorboard.showing(task.batches) if tensorboard else task.batches,
@@ -151,6 +160,10 @@ def _guards(config: JobConfig, exchange: HorovodExchange, task: Task, phases: Ph
     return [replicas, StopAtBadNumbers()] if config.train.on_bad_numbers == "stop" else [replicas]
 
 
+def _samples(config: JobConfig, task: Task) -> KeepSamples:
+    return KeepSamples(config.run_path / EVALUATION, task.evaluator, task.dataset.classes)
+
+
 def _tensorboard(config: JobConfig, task: Task) -> TensorBoard:
     return TensorBoard(config.run_path / "tensorboard", model_variables(task.step.model))
 
@@ -190,7 +203,7 @@ def _observers(
     run = config.run_path
     sinks: list[Callable[[dict[str, Any]], None]] = [
         board.record,
-        JsonLines(run / "metrics.jsonl", first_step),
+        JsonLines(run / METRICS, first_step),
         tensorboard,
     ]
     lines = LogLines(

@@ -1,18 +1,32 @@
 """The run directory as the driver keeps it: its settings, its summary, and what does not belong."""
 
 import json
+import logging
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
 from alexnet.config import dump
 from alexnet.errors import ConfigError
-from alexnet.records import read_records
+from alexnet.records import (
+    CONFIG,
+    EVALUATION,
+    EVENTS,
+    METRICS,
+    REPORT,
+    SUMMARY,
+    JsonLines,
+    read_records,
+    write_whole,
+)
 from cluster.config import JobConfig
 from cluster.lease import LEASE
 
-CONFIG, SUMMARY, METRICS = "config.yaml", "summary.json", "metrics.jsonl"
-ENTRIES = {CONFIG, SUMMARY, METRICS, LEASE, "checkpoints", "logs", "tensorboard", "report.html"}
+FILES = {CONFIG, SUMMARY, METRICS, EVENTS, EVALUATION, REPORT}
+ENTRIES = FILES | {LEASE, "checkpoints", "logs", "tensorboard"}
+
+log = logging.getLogger(__name__)
 
 
 def read_summary(run: Path) -> dict[str, Any]:
@@ -34,6 +48,8 @@ class RunDirectory:
             ConfigError: it holds something that no run leaves behind.
         """
         self._path = path
+        self._events: JsonLines | None = None
+        self._untold: list[dict[str, Any]] = []
         found = {entry.name for entry in path.glob("*") if not entry.name.startswith(".")}
         if strange := sorted(found - ENTRIES):
             raise ConfigError(f"{path}: not a run directory, it holds {strange[0]!r}; name another")
@@ -49,7 +65,17 @@ class RunDirectory:
     def begin(self, config: JobConfig) -> None:
         """Training begins: the settings are these, and the summary is no longer true."""
         (self._path / SUMMARY).unlink(missing_ok=True)
-        self._write(CONFIG, dump(config))
+        write_whole(self._path / CONFIG, dump(config))
+        self._tell_all()
+
+    def tell(self, kind: str, step: int, **facts: Any) -> None:
+        """Keep an event, once training has begun or the launch has ended.
+
+        A disk that is full costs the event, never the run.
+        """
+        self._untold.append({"kind": kind, "step": step, **facts, "time": round(time.time(), 3)})
+        if self._events:
+            self._tell_all()
 
     def skipped_steps(self, until: int | None = None) -> int:
         """Return how many steps (of the first `until`) were left out for bad numbers."""
@@ -59,9 +85,16 @@ class RunDirectory:
 
     def end(self, summary: dict[str, Any]) -> None:
         """Leave the summary of the launch."""
-        self._write(SUMMARY, json.dumps(summary, indent=1) + "\n")
+        write_whole(self._path / SUMMARY, json.dumps(summary, indent=1) + "\n")
+        self.tell(summary["status"], summary["steps"], reason=summary.get("error"))
+        self._tell_all()
 
-    def _write(self, name: str, text: str) -> None:
-        partial = self._path / f".{name}.partial"
-        partial.write_text(text)
-        partial.rename(self._path / name)
+    def _tell_all(self) -> None:
+        untold, self._untold = self._untold, []
+        try:
+            self._events = self._events or JsonLines(self._path / EVENTS)
+        except OSError as error:
+            log.error("%s: events are lost: %s", self._path / EVENTS, error.strerror)
+            return
+        for event in untold:
+            self._events(event)

@@ -9,7 +9,7 @@ from typing import Any
 from alexnet.archive import open_archive
 from alexnet.config import differences
 from alexnet.errors import AlexnetError, ConfigError
-from cluster.run_directory import CONFIG
+from alexnet.records import CONFIG
 from cluster.runs import Run, number
 
 SCORES = ("top1", "top5", "loss", "images")

@@ -15,9 +15,9 @@ import yaml
 
 from alexnet.config import flat
 from alexnet.errors import ConfigError
-from alexnet.records import read_records
+from alexnet.records import CONFIG, METRICS, SUMMARY, read_records
 from cluster.lease import LEASE, Record, is_held, read_lease
-from cluster.run_directory import CONFIG, ENTRIES, METRICS, SUMMARY, read_summary
+from cluster.run_directory import ENTRIES, read_summary
 
 STALE_SECONDS = 3600.0  # no clocks of two machines are so far apart
 AT_ONCE = 32  # runs looked at

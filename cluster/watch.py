@@ -38,10 +38,10 @@ class Watch:
         stop: Stop,
         screen: Screen,
         history: History,
-        began: Callable[[], None],
+        began: Callable[[int], None],
         growth: Growth,
     ) -> None:
-        """Call `began` once the ranks have restored what they go on from."""
+        """Call `began` with the step that the ranks have restored, once they have."""
         self._config = config
         self._group = group
         self._lease = lease
@@ -146,7 +146,7 @@ class Watch:
     def _account(self, step: int, phase_seconds: dict[str, float]) -> None:
         if not self._training.began:
             self._first_step = step
-            self._began()
+            self._began(step)
         if step > self._first_step:
             self._stepped_at = min(self._stepped_at, time.monotonic())
         self._step = step

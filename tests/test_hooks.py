@@ -122,7 +122,7 @@ def test_an_evaluation_tells_that_it_goes_on() -> None:
     batch = tf.zeros([3, 1, 2, 2, 3], tf.uint8), tf.zeros([3], tf.int64)
     signs: list[str] = []
     evaluator = Evaluator(model, lambda: [batch] * 4, lambda sums: sums)
-    hook = Evaluate(evaluator, 1, Phases(), [], on_batch=lambda: signs.append("goes on"))
+    hook = Evaluate(evaluator, 1, Phases(), [], on_batch=lambda scored: signs.append("goes on"))
     hook.on_state(1)
     assert signs == ["goes on"] * 4
     assert hook.latest is not None

@@ -87,7 +87,7 @@ def test_data_are_read_without_tensorflow(module: str) -> None:
         "alexnet.config, alexnet.errors, alexnet.schedule, alexnet.data.order",
         "alexnet.data.prepare, alexnet.data.shards, alexnet.checkpoint",
         "alexnet.data.batches, alexnet.data.index, alexnet.data.known",
-        "cluster.job, cluster.cli",
+        "alexnet.report.page, cluster.job, cluster.cli",
     ],
 )
 def test_importing_the_light_parts_does_not_bring_in_tensorflow(modules: str) -> None:

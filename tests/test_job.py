@@ -19,6 +19,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from alexnet.folder_archive import FolderArchive
+from alexnet.records import read_records
 from tests.clusters import (
     BIN,
     ROOT,
@@ -256,6 +257,10 @@ def test_killed_rank_changes_nothing(job: Job, unbroken: dict[str, Any]) -> None
     assert job.summary["weights_sha256"] == unbroken["weights_sha256"]
     steps = [json.loads(line)["step"] for line in (job.run / "metrics.jsonl").open()]
     assert sorted(set(steps)) == list(range(1, STEPS + 1))
+    told = [event["kind"] for event in read_records(job.run / "events.jsonl")]
+    lost = ["launch", "attempt", "training", "lost"]
+    assert told == [*lost, "attempt", "training", "completed"]
+    assert "rank 1: its process died" in (job.run / "report.html").read_text()
 
 
 def test_standbys_take_the_place_of_a_lost_group(job: Job, unbroken: dict[str, Any]) -> None:
@@ -277,7 +282,10 @@ def test_sigterm_to_a_rank_stops_all_with_a_checkpoint(job: Job, unbroken: dict[
     rank_processes(job.run)[-1].terminate()
     assert driver.wait(timeout=60) == 75, job.output
     assert job.summary["status"] == "preempted"
+    (job.run / "report.html").unlink()
+    (job.run / "report.html").mkdir()  # so that it cannot be written
     assert job.train() == 0, job.output
+    assert "no report.html" in job.output
     assert job.summary["weights_sha256"] == unbroken["weights_sha256"]
 
 

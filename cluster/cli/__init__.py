@@ -19,6 +19,7 @@ VERBS = (
     models.evaluate,
     models.predict,
     models.export,
+    models.report,
     jobs.render,
     jobs.submit,
     jobs.logs,

@@ -1,7 +1,8 @@
-"""Verbs of what has been trained: evaluate, predict, export."""
+"""Verbs of what has been trained: evaluate, predict, export, report."""
 
 import json
 import os
+from pathlib import Path
 
 import click
 
@@ -73,3 +74,16 @@ def export(model: str, out: str, best: bool, images: str | None) -> None:
     files = image_files([images]) if images else []
     found = exporting.export(Trained.load(model, best), out, files)
     click.echo(f"{out}: at most {found.difference:.1e} from the checkpoint on {found.images}")
+
+
+@click.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), help="Instead of report.html in RUN.")
+def report(run: Path, out: Path | None) -> None:
+    """Write RUN on one page: curves, time, confusion, images, restarts, environment, config.
+
+    The page is one file that needs no network. Every launch that trains writes it at its end.
+    """
+    from alexnet.report.page import write_report
+
+    click.echo(write_report(run, out))

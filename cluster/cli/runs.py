@@ -69,7 +69,7 @@ def resume(run: str, overrides: tuple[str, ...]) -> None:
 
     It is `alexnet train RUN/config.yaml`, though RUN may have been moved.
     """
-    from cluster.run_directory import CONFIG
+    from alexnet.records import CONFIG
 
     config = Path(run, CONFIG)
     where = json.dumps(str(config.parent.absolute()), ensure_ascii=False)

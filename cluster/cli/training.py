@@ -1,6 +1,8 @@
 """The verb that trains."""
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, NoReturn
 
 import click
@@ -9,6 +11,8 @@ from cluster.cli.options import CONFIG, OVERRIDES, print_settings, settings_of
 
 if TYPE_CHECKING:
     from cluster.config import JobConfig
+    from cluster.screen import Screen
+    from cluster.stop import Stop
 
 
 @click.command()
@@ -39,25 +43,34 @@ def train(
     settings = settings_of(config, overrides)
     if print_config:
         print_settings(settings)
+    elif dry_run:
+        with _launching() as (screen, stop):
+            from cluster.rehearsal import rehearse
+
+            rehearse(settings, screen, stop, fit_memory)
     else:
         run(settings, replace, fit_memory)
 
 
 def run(settings: "JobConfig", replace: bool = False, fit_memory: bool = False) -> NoReturn:
     """Train, show how it goes, and end with the run's exit code."""
+    with _launching() as (screen, stop):
+        from cluster.job import run_job
+
+        summary = run_job(settings, replace, screen, stop, fit_memory)
+        screen.end(summary)
+    sys.exit(summary["exit_code"])
+
+
+@contextmanager
+def _launching() -> Iterator[tuple["Screen", "Stop"]]:
+    """Listen for a stop while Ray is imported, and keep a screen."""
     from cluster.stop import Stop
 
     with Stop() as stop:
         from rich.console import Console
 
-        from cluster.job import run_job
-        from cluster.rehearsal import rehearse
         from cluster.screen import Screen
 
         with Screen(Console()) as screen:
-            if dry_run:
-                rehearse(settings, screen, stop, fit_memory)
-                return
-            summary = run_job(settings, replace, screen, stop, fit_memory)
-            screen.end(summary)
-    sys.exit(summary["exit_code"])
+            yield screen, stop
