@@ -26,6 +26,7 @@ from cluster.errors import (
     ReplanError,
     StoppedError,
     one_line,
+    refusal,
 )
 from cluster.fit import fitted, reserve_little, with_micro_batch
 from cluster.growth import Growth
@@ -104,7 +105,7 @@ def _ray(screen: Screen, stop: Stop) -> Iterator[bool]:
         own = {"include_dashboard": False} if is_own else {}
         ray.init(address, log_to_driver=False, logging_level=logging.WARNING, **own)
     except (RayError, ConnectionError, RuntimeError) as error:
-        raise AlexnetError(f"Ray at {address}: {_refusal(error)}") from error
+        raise AlexnetError(f"Ray at {address}: {refusal(error)}") from error
     except SystemExit as error:  # Ray's answer to SIGTERM
         raise StoppedError("stopped while Ray was starting: run it again") from error
     stop.listen()
@@ -115,15 +116,6 @@ def _ray(screen: Screen, stop: Stop) -> Iterator[bool]:
             yield is_own
         finally:
             ray.shutdown()
-
-
-def _refusal(error: Exception) -> str:
-    if "InvalidAuthToken" in f"{error} {error.__cause__}":
-        return (
-            "refused: the token in RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token is "
-            "missing or not that cluster's"
-        )
-    return " ".join(str(error).split())
 
 
 class Job:

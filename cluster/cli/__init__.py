@@ -6,7 +6,7 @@ import traceback
 import click
 
 from alexnet.errors import EXIT_FAILED, AlexnetError
-from cluster.cli import datasets, jobs, models, simulation, training
+from cluster.cli import datasets, diagnosis, jobs, models, simulation, training
 
 DEBUG = "--debug"
 VERBS = (
@@ -23,6 +23,7 @@ VERBS = (
     jobs.logs,
     jobs.stop,
     simulation.simulate,
+    diagnosis.doctor,
 )
 
 
