@@ -37,7 +37,7 @@ def job(*overrides: str) -> JobConfig:
 def look(name: str, config: JobConfig | None = None) -> Finding:
     """Make one check here; whatever is not ok has a remedy."""
     [check] = [check for check in CHECKS if check.name == name]
-    finding = bounded(check.look, Subject(config))
+    finding = bounded(check.look, Subject(config), check.limit)
     assert bool(finding.remedy) == (finding.status != "ok"), finding
     return finding
 
@@ -370,7 +370,7 @@ def test_a_check_that_fails_is_a_problem_of_its_own() -> None:
     def fails(subject: Subject) -> Finding:
         raise ZeroDivisionError("division\nby zero")
 
-    finding = bounded(fails, Subject(None))
+    finding = bounded(fails, Subject(None), limit=9)
     assert (finding.status, finding.found) == ("problem", "ZeroDivisionError: division by zero")
 
 

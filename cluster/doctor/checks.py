@@ -21,20 +21,22 @@ class Check:
     name: str
     look: Look
     of_job: bool = False  # only with a config
+    limit: float = 60.0  # seconds
 
 
+SLOW = SECONDS + 20  # processes end before that
 CHECKS = (
     Check("Python", software.python),
     Check("packages", software.packages),
-    Check("TensorFlow", software.tensorflow),
-    Check("Horovod", software.horovod),
-    Check("GPUs", machine.gpus),
+    Check("TensorFlow", software.tensorflow, limit=SLOW),
+    Check("Horovod", software.horovod, limit=SLOW),
+    Check("GPUs", machine.gpus, limit=SLOW),
     Check("/dev/shm", machine.shared_memory),
     Check("open files", machine.open_files),
     Check("threads", machine.processes),
     Check("Ray's files", machine.temporary_files),
     Check("hostname", network.hostname),
-    Check("Ray", network.ray_cluster),
+    Check("Ray", network.ray_cluster, limit=SLOW),
     Check("metrics ports", network.metrics_ports),
     Check("workers", job.workers, of_job=True),
     Check("dataset", job.dataset, of_job=True),
@@ -42,9 +44,8 @@ CHECKS = (
     Check("run directory", job.run_directory, of_job=True),
     Check("checkpoint store", job.checkpoint_store, of_job=True),
     Check("disk", job.disk, of_job=True),
-    Check("averaging", averaging),
+    Check("averaging", averaging, limit=SLOW),
 )
-LIMIT = SECONDS + 20  # seconds; processes of a check end before that
 
 
 def examine(config: JobConfig | None) -> Iterator[tuple[str, Finding]]:
@@ -52,22 +53,19 @@ def examine(config: JobConfig | None) -> Iterator[tuple[str, Finding]]:
     subject = Subject(config.with_absolute_paths() if config else None)
     for check in CHECKS:
         if config or not check.of_job:
-            yield check.name, bounded(check.look, subject)
+            yield check.name, bounded(check.look, subject, check.limit)
 
 
-def bounded(look: Look, subject: Subject, limit: float = LIMIT) -> Finding:
+def bounded(look: Look, subject: Subject, limit: float) -> Finding:
     """Return what a check finds; a disk or a store that never answers is left behind."""
     found: list[Finding] = []
     thread = threading.Thread(target=lambda: found.append(_safe(look, subject)), daemon=True)
     thread.start()
     thread.join(limit)
-    return (
-        found[0]
-        if found
-        else problem(
-            f"no answer within {limit:.0f} s", "a mount or a store hangs: `ls` the paths of CONFIG"
-        )
-    )
+    if not found:
+        remedy = "a mount or a store hangs: `ls` the paths of CONFIG"
+        return problem(f"no answer within {limit:.0f} s", remedy)
+    return found[0]
 
 
 def _safe(look: Look, subject: Subject) -> Finding:

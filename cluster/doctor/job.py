@@ -30,7 +30,7 @@ def workers(subject: Subject) -> Finding:
         return ok(str(plan))
     where = "the cluster" if subject.ray_address else "this machine"
     found = f"{plan} asked for, {where} has {amounts(subject.resources)}"
-    remedy = "cluster.workers=auto, or a smaller cluster.cpus_per_worker"
+    remedy = "cluster.workers=auto; cluster.cpus_per_worker=1, cluster.gpus_per_worker=auto"
     if subject.ray_address:
         timeout = subject.job.cluster.start_timeout
         return warning(f"{found}; a job waits {timeout:.0f} s for it to grow", remedy)
@@ -89,10 +89,13 @@ def _damage(split: Split) -> str | None:
 
 
 def _enough(job: JobConfig, found: ShardSet) -> Finding:
-    rows, batch = found.splits[TRAIN].rows, job.train.global_batch
+    rows, size = found.splits[TRAIN].rows, job.train.micro_batch
     told = f"{rows} + {found.splits[VALIDATION].rows} images, {len(found.classes)} classes"
-    if rows < batch:
-        return problem(f"{told}: fewer than a global batch", f"train.global_batch={max(1, rows)}")
+    if rows < job.train.global_batch:
+        less = (
+            f"train.global_batch={rows // size * size}" if rows >= size else "train.micro_batch=1"
+        )
+        return problem(f"{told}: fewer than a global batch", less)
     return ok(told)
 
 
@@ -107,7 +110,8 @@ def run_directory(subject: Subject) -> Finding:
     for folder in (path, path / "checkpoints"):
         if trouble := writing_trouble(folder):
             return problem(f"not writable: {trouble}", remedy)
-    return ok(f"{path}" + (f", of {before['steps']} steps" if before.get("steps") else ""))
+    holds = f", holds a run of {before['steps']} steps" if before.get("steps") else ""
+    return ok(f"{path}{holds}")
 
 
 def checkpoint_store(subject: Subject) -> Finding:
