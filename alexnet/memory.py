@@ -99,6 +99,17 @@ def dense_layers(model: ModelConfig, image_size: int, classes: int) -> list[int]
     return [(before + 1) * after for before, after in pairwise(widths)]
 
 
+def state_bytes(config: RunConfig, classes: int) -> int:
+    """Return the size of a state, and of a checkpoint: weights with momentum, and averages."""
+    return _weight_bytes(config, classes) * (3 if config.train.ema_decay else 2)
+
+
+def _weight_bytes(config: RunConfig, classes: int) -> int:
+    layers = convolutions(config.model, config.data.image_size)
+    dense = dense_layers(config.model, config.data.image_size, classes)
+    return FLOAT * (sum(layer.weights for layer in layers) + sum(dense))
+
+
 def needed(
     config: RunConfig, dataset: ShardSet, ranks: int, on_gpu: bool, saves_memory: bool
 ) -> Memory:
@@ -109,8 +120,8 @@ def needed(
     train, size = config.train, config.data.image_size
     layers = convolutions(config.model, size)
     dense = dense_layers(config.model, size, len(dataset.classes))
-    weights = FLOAT * (sum(layer.weights for layer in layers) + sum(dense))
-    state = weights * (3 if train.ema_decay else 2)  # with momentum, and averages
+    weights = _weight_bytes(config, len(dataset.classes))
+    state = state_bytes(config, len(dataset.classes))
 
     # The sums so far, and what a layer adds to them; with more ranks, what comes back as well.
     gradients = weights + FLOAT * max(dense) * (2 if ranks > 1 else 1)

@@ -53,6 +53,12 @@ class HorovodExchange:
         hvd.shutdown()
 
 
+def transports() -> list[str]:
+    """Name what this machine's Horovod has been built to exchange through."""
+    built = {"gloo": hvd.gloo_built(), "NCCL": hvd.nccl_built()}
+    return [name for name, is_built in built.items() if is_built]
+
+
 def _groups(tensors: Sequence[tf.Tensor]) -> Iterator[list[tf.Tensor]]:
     """Cut the sequence where a group has reached `GROUP_BYTES`."""
     group: list[tf.Tensor] = []

@@ -10,7 +10,7 @@ from ray.exceptions import RayError
 
 from alexnet.errors import AlexnetError
 from cluster.config import JobConfig
-from cluster.errors import StoppedError
+from cluster.errors import StoppedError, refusal
 from cluster.guard import guarded
 from cluster.plan import plan_workers
 from cluster.screen import Screen
@@ -35,7 +35,7 @@ def connected(config: JobConfig, screen: Screen, stop: Stop) -> Iterator[None]:
         own = {"include_dashboard": False} if is_own else {}
         ray.init(address, log_to_driver=False, logging_level=logging.WARNING, **own)
     except (RayError, ConnectionError, RuntimeError) as error:
-        raise AlexnetError(f"Ray at {address}: {_refusal(error)}") from error
+        raise AlexnetError(f"Ray at {address}: {refusal(error)}") from error
     except SystemExit as error:  # Ray's answer to SIGTERM
         raise StoppedError("stopped while Ray was starting: run it again") from error
     stop.listen()
@@ -49,12 +49,3 @@ def connected(config: JobConfig, screen: Screen, stop: Stop) -> Iterator[None]:
             yield
         finally:
             ray.shutdown()
-
-
-def _refusal(error: Exception) -> str:
-    if "InvalidAuthToken" in f"{error} {error.__cause__}":
-        return (
-            "refused: the token in RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token is "
-            "missing or not that cluster's"
-        )
-    return " ".join(str(error).split())

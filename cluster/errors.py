@@ -34,3 +34,13 @@ def one_line(error: BaseException) -> str:
     if not lines:
         return type(error).__name__
     return lines[-1] if any(line.startswith("File ") for line in lines) else lines[0]
+
+
+def refusal(error: Exception) -> str:
+    """Return in one line why a cluster of Ray could not be joined."""
+    if "InvalidAuthToken" in f"{error} {error.__cause__}":
+        return (
+            "refused: the token in RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token is "
+            "missing or not that cluster's"
+        )
+    return " ".join(str(error).split())

@@ -43,11 +43,11 @@ def fitted(
     for images in [micro_batch] if micro_batch else _micro_batches(config, ranks):
         candidate = with_micro_batch(config, images)
         for job in (candidate, _saving_memory(candidate)):
-            need = _needed(job, dataset, ranks, on_gpu=room.gpu > 0)
+            need = need_of(job, dataset, ranks, on_gpu=room.gpu > 0)
             if need.fits(room):
-                return job, _settled(job, _in_words(need, room))
+                return job, _settled(job, in_words(need, room))
     raise ConfigError(
-        f"not enough memory: micro-batches of {images} take {_in_words(need, room)}; lower "
+        f"not enough memory: micro-batches of {images} take {in_words(need, room)}; lower "
         "cluster.workers or data.image_size"
     )
 
@@ -67,7 +67,8 @@ def _micro_batches(config: JobConfig, ranks: int) -> Iterator[int]:
             yield images
 
 
-def _needed(job: JobConfig, dataset: ShardSet, ranks: int, on_gpu: bool) -> Memory:
+def need_of(job: JobConfig, dataset: ShardSet, ranks: int, on_gpu: bool) -> Memory:
+    """Return what each of `ranks` ranks takes, its standby included."""
     need = needed(job, dataset, ranks, on_gpu, job.cluster.save_memory)
     standby = LIBRARIES if job.cluster.standby_after is not None else 0
     return replace(need, host=need.host + standby)
@@ -86,7 +87,7 @@ def _settled(job: JobConfig, takes: str) -> str:
     )
 
 
-def _in_words(need: Memory, room: Memory) -> str:
+def in_words(need: Memory, room: Memory) -> str:
     """Say how much is needed of what there is, where that is tightest."""
     kinds = {
         "host": (need.host, room.host),

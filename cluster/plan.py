@@ -24,9 +24,15 @@ class Plan:
         gpus = {"GPU": float(self.gpus_per_worker)} if self.gpus_per_worker else {}
         return {"CPU": self.cpus_per_worker, **gpus}
 
+    def fits(self, has: Mapping[str, float]) -> bool:
+        """Whether a machine or a cluster that `has` these has room."""
+        return all(
+            self.workers * amount <= has.get(kind, 0) for kind, amount in self.bundle.items()
+        )
+
     def check_fits(self, has: Mapping[str, float]) -> None:
         """Raise ConfigError if a machine that has no more than `has` has no room."""
-        if any(self.workers * amount > has.get(kind, 0) for kind, amount in self.bundle.items()):
+        if not self.fits(has):
             raise ConfigError(
                 f"not enough resources: {self} asked for, this machine has {amounts(has)}"
             )

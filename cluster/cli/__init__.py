@@ -6,7 +6,7 @@ import traceback
 import click
 
 from alexnet.errors import EXIT_FAILED, AlexnetError
-from cluster.cli import config, datasets, jobs, models, runs, simulation, training
+from cluster.cli import config, datasets, diagnosis, jobs, models, runs, simulation, training
 
 DEBUG = "--debug"
 VERBS = (
@@ -26,6 +26,7 @@ VERBS = (
     jobs.stop,
     config.config,
     simulation.simulate,
+    diagnosis.doctor,
 )
 
 

@@ -1,0 +1,1 @@
+"""What fails in practice, looked at before it does, and how to mend it."""
