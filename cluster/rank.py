@@ -25,6 +25,7 @@ from alexnet.hooks import (
     TensorBoard,
 )
 from alexnet.memory import return_what_is_freed
+from alexnet.profile import Profile
 from alexnet.records import JsonLines
 from alexnet.spikes import LossSpikes
 from alexnet.step import TrainStep, model_variables
@@ -196,7 +197,9 @@ def _observers(
         phases,
         restored_step=first_step or None,
     )
-    return [*hooks, LossSpikes([*sinks, metrics.on_loss_spike]), lines, tensorboard, save]
+    profile = Profile(run / "tensorboard", config.train.profile_steps, first_step, phases, sinks)
+    spikes = LossSpikes([*sinks, metrics.on_loss_spike])
+    return [*hooks, profile, spikes, lines, tensorboard, save]
 
 
 def _describe(model: keras.Model, first_step: int, board: Board) -> None:

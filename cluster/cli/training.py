@@ -18,12 +18,19 @@ from cluster.cli.options import CONFIG, OVERRIDES
     is_flag=True,
     help="Take the largest train.micro_batch that there is memory for.",
 )
+@click.option(
+    "--profile",
+    type=click.IntRange(min=1),
+    metavar="STEPS",
+    help="Trace so many steps for TensorBoard and tell where their time goes.",
+)
 def train(
     config: Path,
     overrides: tuple[str, ...],
     replace: bool,
     print_config: bool,
     fit_memory: bool,
+    profile: int | None,
 ) -> None:
     """Train as CONFIG says, changed by KEY=VALUE (as in train.epochs=5).
 
@@ -33,7 +40,8 @@ def train(
     from alexnet.config import dump, load
     from cluster.config import JobConfig
 
-    settings = load(JobConfig, config, overrides)
+    profiled = [f"train.profile_steps={profile}"] if profile else []
+    settings = load(JobConfig, config, [*overrides, *profiled])
     if print_config:
         click.echo(dump(settings), nl=False)
         return

@@ -1,0 +1,23 @@
+"""A rank that trains as a config says, with all the hooks that it has under Ray.
+
+Usage: profiled.py CONFIG
+"""
+
+import sys
+from pathlib import Path
+
+from alexnet.config import load
+from alexnet.folder_archive import FolderArchive
+from cluster.board import Board
+from cluster.config import JobConfig
+from cluster.rank import train_rank
+
+
+def main() -> None:
+    config = load(JobConfig, Path(sys.argv[1]))
+    desk = FolderArchive(config.run_path / "checkpoints").take_over("test")
+    train_rank(config, Board(), desk)
+
+
+if __name__ == "__main__":
+    main()
