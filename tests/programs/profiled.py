@@ -3,6 +3,7 @@
 Usage: profiled.py CONFIG
 """
 
+import os
 import sys
 from pathlib import Path
 
@@ -15,8 +16,9 @@ from cluster.rank import train_rank
 
 def main() -> None:
     config = load(JobConfig, Path(sys.argv[1]))
-    desk = FolderArchive(config.run_path / "checkpoints").take_over("test")
-    train_rank(config, Board(), desk)
+    config.run_path.mkdir(exist_ok=True)
+    archive = FolderArchive(config.run_path / f"checkpoints-{os.environ['HOROVOD_RANK']}")
+    train_rank(config, Board(), archive.take_over("test"))
 
 
 if __name__ == "__main__":
