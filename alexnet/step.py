@@ -145,8 +145,9 @@ class TrainStep:
         stop, *small = _unpack(packed, like=small)
         summed = self._sums.decode([*backward[::-1], *small])
         gradients, (*moved, loss, accuracy) = _split(summed, len(self._factored.others))
+        # Products are finite if their factors' squares add up to a finite number (Cauchy, Schwarz).
+        finite = _are_finite([*gradients, tf.square(factors), *moved, loss, accuracy])
         gradients = self._factored.all_gradients(gradients, factors)
-        finite = _are_finite([*gradients, *moved, loss, accuracy])
         done = tf.cond(finite, lambda: self._update(gradients, moved, step, rate), tf.no_op)
         with tf.control_dependencies([done]):
             updated = _now()

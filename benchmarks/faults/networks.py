@@ -12,7 +12,7 @@ HUB, CABLE = "chaos-hub", "cable"
 
 
 @contextmanager
-def joined(*hosts: Host) -> Iterator[None]:
+def joined(*hosts: Host, hub: str = HUB) -> Iterator[None]:
     """Give each host its network namespace, with a cable to one hub.
 
     A host without a namespace is this machine as it is, with a cable more.
@@ -21,20 +21,20 @@ def joined(*hosts: Host) -> Iterator[None]:
         Skipped: this machine allows no namespaces.
     """
     try:
-        _remove(hosts)
-        _ip("netns", "add", HUB)
-        _ip("-n", HUB, "link", "add", "name", "hub", "type", "bridge")
-        _ip("-n", HUB, "link", "set", "hub", "up")
+        _remove(hosts, hub)
+        _ip("netns", "add", hub)
+        _ip("-n", hub, "link", "add", "name", "hub", "type", "bridge")
+        _ip("-n", hub, "link", "set", "hub", "up")
         for host in hosts:
-            _join(host)
+            _join(host, hub)
     except (OSError, subprocess.CalledProcessError) as error:
-        _remove(hosts)
+        _remove(hosts, hub)
         reason = getattr(error, "stderr", "") or str(error)
         raise Skipped(f"no network namespaces here: {reason.strip()}") from None
     try:
         yield
     finally:
-        _remove(hosts)
+        _remove(hosts, hub)
 
 
 def limit(host: Host, bits_per_second: float) -> None:
@@ -53,20 +53,22 @@ def plug(host: Host) -> None:
     _ip("-n", HUB, "link", "set", _end(host), "up")
 
 
-def _join(host: Host) -> None:
+def _join(host: Host, hub: str) -> None:
     if host.namespace:
         _ip("netns", "add", host.namespace)
         _ip("-n", host.namespace, "link", "set", "lo", "up")
-    _ip("-n", HUB, *f"link add name {_end(host)} type veth peer name {CABLE}".split())
-    _ip("-n", HUB, "link", "set", CABLE, "netns", host.namespace or str(os.getpid()))
-    _ip("-n", HUB, "link", "set", _end(host), "master", "hub", "up")
+    _ip("-n", hub, *f"link add name {_end(host)} type veth peer name {CABLE}".split())
+    _ip("-n", hub, "link", "set", CABLE, "netns", host.namespace or str(os.getpid()))
+    _ip("-n", hub, "link", "set", _end(host), "master", "hub", "up")
     _ip(*_inside(host), "addr", "add", f"{host.address}/24", "dev", CABLE)
     _ip(*_inside(host), "link", "set", CABLE, "up")
 
 
-def _remove(hosts: tuple[Host, ...]) -> None:
-    for space in (HUB, *filter(None, (host.namespace for host in hosts))):
+def _remove(hosts: tuple[Host, ...], hub: str) -> None:
+    for space in (hub, *filter(None, (host.namespace for host in hosts))):
         subprocess.run(["ip", "netns", "delete", space], capture_output=True)
+    if any(host.namespace is None for host in hosts):  # a namespace takes its cable with it
+        subprocess.run(["ip", "link", "delete", CABLE], capture_output=True)
 
 
 def _inside(host: Host) -> tuple[str, ...]:
