@@ -27,7 +27,8 @@ from typing import Any
 from benchmarks import resultfile
 from benchmarks.faults.matrix import Skipped
 from benchmarks.faults.processes import Missed
-from benchmarks.steps.rows import Bench, Row, Samples, rows
+from benchmarks.steps.contest import Bench, Row, Samples
+from benchmarks.steps.rows import rows
 
 SUITE = "speed"
 DOCUMENT = resultfile.ROOT / "docs" / "performance.md"

@@ -8,8 +8,9 @@ import pytest
 
 from benchmarks.speed import BEGIN, END, entries, in_markdown, into_document, merged
 from benchmarks.steps import common
+from benchmarks.steps.contest import Figure, Ratio, Row, in_turns, ratios
 from benchmarks.steps.peers import Measured
-from benchmarks.steps.rows import Figure, Ratio, Row, in_turns, ratios, rows
+from benchmarks.steps.rows import rows
 
 
 def measured(*ranks: list[float], batch: int = 8, **more: float) -> Measured:
