@@ -16,7 +16,7 @@ INTERPRETER = $(or $(shell for python in $(PYTHON) python3.12 python3.11; do \
 	$(error Python 3.11 or 3.12 is needed: make setup PYTHON=/path/to/python3.12))
 
 .DEFAULT_GOAL := help
-.PHONY: help train test setup lint bench-data chaos soak accuracy image e2e audit lock clean
+.PHONY: help train test setup lint bench bench-data chaos soak accuracy image e2e audit lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -33,6 +33,9 @@ lint: setup ## check format, style and types
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check
 	$(BIN)/mypy alexnet cluster tests tools
+
+bench: setup ## ratios of step times, ours against others' (ARGS="ddp-8 --rounds 7"; hours)
+	$(BIN)/python -m benchmarks.speed $(ARGS)
 
 bench-data: setup ## the loader against others' (SOURCE=photos/, ARGS="--rounds 9"; half an hour)
 	$(BIN)/python benchmarks/data.py $(if $(SOURCE),--source $(SOURCE)) $(ARGS)

@@ -176,6 +176,10 @@ class TrainConfig(Settings):
         1000, ge=0, description="steps between comparisons of all ranks' state by hash; 0: never"
     )
 
+    profile_steps: int = Field(
+        0, ge=0, description="early steps of which rank 0 writes a trace and a table; 0: none"
+    )
+
     @property
     def virtual_workers(self) -> int:
         """V: micro-batches in a global batch."""

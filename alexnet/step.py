@@ -25,7 +25,11 @@ Tensors = list[tf.Tensor]
 
 
 class StepResult(NamedTuple):
-    """What a step says of itself; the same on all ranks but for `exchange_seconds`."""
+    """What a step says of itself; the same on all ranks but for the seconds.
+
+    These are by the clock of the processor that launches what the graph computes: on a GPU, which
+    is told ahead of what it does, they are no more than hints.
+    """
 
     loss: float  # mean over the global batch
     accuracy: float  # share of the global batch, as trained on, that was right
@@ -33,6 +37,8 @@ class StepResult(NamedTuple):
     skipped: bool  # some sum was not finite, so that the state is as it was
     exchange_seconds: float  # waited for other ranks, with nothing left to compute
     overflow: bool = False  # skipped for a loss scale that was too large, and has been halved
+    compute_seconds: float = 0.0  # forward and backward, and what was exchanged meanwhile
+    update_seconds: float = 0.0  # from the sums to the new weights
 
 
 class TrainStep:
@@ -101,8 +107,18 @@ class TrainStep:
     @staticmethod
     def read(result: tf.Tensor) -> StepResult:
         """Wait for a step and return what it found."""
-        loss, accuracy, stop, finite, overflow, waited = result.numpy().tolist()
-        return StepResult(loss, accuracy, stop > 0, finite == 0, waited, overflow > 0)
+        loss, accuracy, stop, finite, overflow, *moments = result.numpy().tolist()
+        started, computed, exchanged, updated = moments
+        return StepResult(
+            loss,
+            accuracy,
+            stop=stop > 0,
+            skipped=finite == 0,
+            exchange_seconds=exchanged - computed,
+            overflow=overflow > 0,
+            compute_seconds=computed - started,
+            update_seconds=updated - exchanged,
+        )
 
     def _step(
         self,
@@ -112,6 +128,7 @@ class TrainStep:
         rate: tf.Tensor,
         stop: tf.Tensor,
     ) -> tf.Tensor:
+        started = _now()
         factors, *mine = self._sum_micro_batches(images, labels, step)
         gradients, small = _split(mine, len(self._factored.others))
         small = [tf.cast(stop, small[0].dtype), *small]
@@ -128,12 +145,15 @@ class TrainStep:
         stop, *small = _unpack(packed, like=small)
         summed = self._sums.decode([*backward[::-1], *small])
         gradients, (*moved, loss, accuracy) = _split(summed, len(self._factored.others))
+        # Products are finite if their factors' squares add up to a finite number (Cauchy, Schwarz).
+        finite = _are_finite([*gradients, tf.square(factors), *moved, loss, accuracy])
         gradients = self._factored.all_gradients(gradients, factors)
-        finite = _are_finite([*gradients, *moved, loss, accuracy])
-        tf.cond(finite, lambda: self._update(gradients, moved, step, rate), tf.no_op)
+        done = tf.cond(finite, lambda: self._update(gradients, moved, step, rate), tf.no_op)
+        with tf.control_dependencies([done]):
+            updated = _now()
         overflow = self._loss_scale.adapt(finite) if self._loss_scale else False
         figures = [tf.cast(x, tf.float64) for x in (loss, accuracy, stop, finite, overflow)]
-        return tf.stack([*figures, exchanged - computed])
+        return tf.stack([*figures, started, computed, exchanged, updated])
 
     def _update(
         self, gradients: Tensors, moved: Tensors, step: tf.Tensor, rate: tf.Tensor

@@ -20,7 +20,6 @@ import os
 import re
 import subprocess
 import sys
-import venv
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +27,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import resultfile
+from environments import make_environment, python_of
 
 HERE = Path(__file__).resolve().parent
 Setting = dict[str, int | str]
@@ -235,19 +235,6 @@ def memory_rows(runs: list[dict[str, float]]) -> list[dict[str, Any]]:
     ]
 
 
-def make_environment(name: str) -> None:
-    """Make `.envs/NAME` unless it is there as its requirements have it now."""
-    folder, requirements = HERE / ".envs" / name, HERE / f"requirements-{name}.txt"
-    stamp = folder / "ready"
-    if stamp.exists() and stamp.read_text() == requirements.read_text():
-        return
-    print(f"making benchmarks/.envs/{name}", flush=True)
-    venv.create(folder, clear=True, with_pip=True)
-    pip = [str(folder / "bin" / "python"), "-m", "pip", "install", "--quiet"]
-    _output([*pip, "--disable-pip-version-check", "--requirement", str(requirements)])
-    stamp.write_text(requirements.read_text())
-
-
 def make_inputs(source: str, peers: list[Loader]) -> Path:
     """Return a folder with `source` prepared, exported and converted, what is missing made."""
     place = Path(source).resolve() if Path(source).exists() else source
@@ -298,8 +285,8 @@ def _training_images(prepared: Path) -> Iterator[tuple[bytes, int]]:
 
 
 def _command(module: str) -> list[str]:
-    python = HERE / ".envs" / module / "bin" / "python"
-    return [sys.executable if module == "ours" else str(python), "-m", f"loaders.{module}"]
+    python = sys.executable if module == "ours" else str(python_of(module))
+    return [python, "-m", f"loaders.{module}"]
 
 
 def _output(command: list[str]) -> str:

@@ -27,6 +27,7 @@ from alexnet.hooks import (
     TensorBoard,
 )
 from alexnet.memory import return_what_is_freed
+from alexnet.profile import Profile
 from alexnet.records import EVALUATION, METRICS, JsonLines
 from alexnet.samples import KeepSamples
 from alexnet.spikes import LossSpikes
@@ -231,7 +232,9 @@ def _observers(
         phases,
         restored_step=first_step or None,
     )
-    return [*hooks, LossSpikes([*sinks, metrics.on_loss_spike]), lines, tensorboard, save]
+    profile = Profile(run / "tensorboard", config.train.profile_steps, first_step, phases, sinks)
+    spikes = LossSpikes([*sinks, metrics.on_loss_spike])
+    return [*hooks, profile, spikes, lines, tensorboard, save]
 
 
 def _describe(model: keras.Model, first_step: int, board: Board) -> None:

@@ -99,6 +99,8 @@ class Screen:
             self.say(f"{step}  skipped an image: {record['reason']}")
         elif kind == "skipped":
             self.say(f"{step}  skipped: loss or gradients are not finite")
+        elif kind == "profile":
+            self.say("\n".join(profile_table(record)))
         elif kind == "loss_spike":
             self.say(f"{step}  loss {record['loss']:.4g}: it has been about {record['usual']:.4g}")
 
@@ -115,6 +117,22 @@ class Screen:
             f"{summary['status']}: {summary['steps']} steps{top1}; "
             f"{_figure(summary['images_per_second'], 2)} images/s; {phases}"
         )
+
+
+def profile_table(record: dict[str, Any]) -> list[str]:
+    """Return a line for each part of a profile's steps, and one for the whole of a step."""
+    seconds, steps = record["seconds"], record["steps"]
+    if not steps:
+        return [f"step {record['step']:>6}  no profile: the run has ended before"]
+    whole = sum(seconds.values())
+    rows = [*seconds.items(), (f"step, mean of {steps}", whole)]
+    return [
+        f"step {record['step']:>6}  profile; its trace is in {record['trace']}",
+        *(
+            f"  {name:20}{1e3 * spent / steps:10.2f} ms{100 * spent / whole:7.1f} %"
+            for name, spent in rows
+        ),
+    ]
 
 
 def _figure(value: float | None, digits: int) -> str:

@@ -21,7 +21,8 @@ class Steps:
 
     def __call__(self, images: Any, labels: Any, step: int, rate: float, stop: bool) -> tf.Tensor:
         self.taken.append(step)
-        figures = [float(step), rate, step + 1 == self.stop_at, 1.0, 0.0, 0.25]
+        moments = [10.0, 10.5, 10.75, 12.0]
+        figures = [float(step), rate, step + 1 == self.stop_at, 1.0, 0.0, *moments]
         return tf.constant(figures, tf.float64)
 
     read = staticmethod(TrainStep.read)
@@ -36,7 +37,13 @@ class Recorder(Hook):
 
     def on_step(self, event: StepEvent) -> None:
         assert event.result == StepResult(
-            event.step - 1, event.rate, event.result.stop, skipped=False, exchange_seconds=0.25
+            event.step - 1,
+            event.rate,
+            event.result.stop,
+            skipped=False,
+            exchange_seconds=0.25,
+            compute_seconds=0.5,
+            update_seconds=1.25,
         )
         self.told.append(event.step)
 

@@ -1,5 +1,6 @@
 """Two machines' worth of network on one: namespaces on a hub, and a cable that can be pulled."""
 
+import os
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,27 +12,35 @@ HUB, CABLE = "chaos-hub", "cable"
 
 
 @contextmanager
-def joined(*hosts: Host) -> Iterator[None]:
+def joined(*hosts: Host, hub: str = HUB) -> Iterator[None]:
     """Give each host its network namespace, with a cable to one hub.
+
+    A host without a namespace is this machine as it is, with a cable more.
 
     Raises:
         Skipped: this machine allows no namespaces.
     """
     try:
-        _remove(hosts)
-        _ip("netns", "add", HUB)
-        _ip("-n", HUB, "link", "add", "name", "hub", "type", "bridge")
-        _ip("-n", HUB, "link", "set", "hub", "up")
+        _remove(hosts, hub)
+        _ip("netns", "add", hub)
+        _ip("-n", hub, "link", "add", "name", "hub", "type", "bridge")
+        _ip("-n", hub, "link", "set", "hub", "up")
         for host in hosts:
-            _join(host)
+            _join(host, hub)
     except (OSError, subprocess.CalledProcessError) as error:
-        _remove(hosts)
+        _remove(hosts, hub)
         reason = getattr(error, "stderr", "") or str(error)
         raise Skipped(f"no network namespaces here: {reason.strip()}") from None
     try:
         yield
     finally:
-        _remove(hosts)
+        _remove(hosts, hub)
+
+
+def limit(host: Host, bits_per_second: float) -> None:
+    """Have the host's cable carry no more than so much, of what the host sends."""
+    queue = f"root tbf rate {bits_per_second:.0f} burst 256kb latency 200ms".split()
+    _run("tc", *_inside(host), "qdisc", "replace", "dev", CABLE, *queue)
 
 
 def pull(host: Host) -> None:
@@ -44,26 +53,26 @@ def plug(host: Host) -> None:
     _ip("-n", HUB, "link", "set", _end(host), "up")
 
 
-def _join(host: Host) -> None:
-    space = _space(host)
-    _ip("netns", "add", space)
-    _ip(
-        *f"link add name {CABLE} netns {space} type veth peer name {_end(host)} netns {HUB}".split()
-    )
-    _ip("-n", HUB, "link", "set", _end(host), "master", "hub", "up")
-    _ip("-n", space, "addr", "add", f"{host.address}/24", "dev", CABLE)
-    for link in ("lo", CABLE):
-        _ip("-n", space, "link", "set", link, "up")
+def _join(host: Host, hub: str) -> None:
+    if host.namespace:
+        _ip("netns", "add", host.namespace)
+        _ip("-n", host.namespace, "link", "set", "lo", "up")
+    _ip("-n", hub, *f"link add name {_end(host)} type veth peer name {CABLE}".split())
+    _ip("-n", hub, "link", "set", CABLE, "netns", host.namespace or str(os.getpid()))
+    _ip("-n", hub, "link", "set", _end(host), "master", "hub", "up")
+    _ip(*_inside(host), "addr", "add", f"{host.address}/24", "dev", CABLE)
+    _ip(*_inside(host), "link", "set", CABLE, "up")
 
 
-def _remove(hosts: tuple[Host, ...]) -> None:
-    for space in (HUB, *map(_space, hosts)):
+def _remove(hosts: tuple[Host, ...], hub: str) -> None:
+    for space in (hub, *filter(None, (host.namespace for host in hosts))):
         subprocess.run(["ip", "netns", "delete", space], capture_output=True)
+    if any(host.namespace is None for host in hosts):  # a namespace takes its cable with it
+        subprocess.run(["ip", "link", "delete", CABLE], capture_output=True)
 
 
-def _space(host: Host) -> str:
-    assert host.namespace
-    return host.namespace
+def _inside(host: Host) -> tuple[str, ...]:
+    return ("-n", host.namespace) if host.namespace else ()
 
 
 def _end(host: Host) -> str:
@@ -72,4 +81,8 @@ def _end(host: Host) -> str:
 
 
 def _ip(*words: str) -> None:
-    subprocess.run(["ip", *words], check=True, capture_output=True, text=True)
+    _run("ip", *words)
+
+
+def _run(*words: str) -> None:
+    subprocess.run(words, check=True, capture_output=True, text=True)

@@ -26,6 +26,12 @@ if TYPE_CHECKING:
     is_flag=True,
     help="Take the largest train.micro_batch that there is memory for.",
 )
+@click.option(
+    "--profile",
+    type=click.IntRange(min=1),
+    metavar="STEPS",
+    help="Trace so many steps for TensorBoard and tell where their time goes.",
+)
 def train(
     config: str,
     overrides: tuple[str, ...],
@@ -33,6 +39,7 @@ def train(
     print_config: bool,
     dry_run: bool,
     fit_memory: bool,
+    profile: int | None,
 ) -> None:
     """Train as CONFIG says, changed by KEY=VALUE (as in train.epochs=5).
 
@@ -40,7 +47,8 @@ def train(
     that RAY_ADDRESS names, or starts one here. A run that was stopped or killed goes on from its
     newest checkpoint.
     """
-    settings = settings_of(config, overrides)
+    profiled = [f"train.profile_steps={profile}"] if profile else []
+    settings = settings_of(config, [*overrides, *profiled])
     if print_config:
         print_settings(settings)
     elif dry_run:

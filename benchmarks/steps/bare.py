@@ -1,0 +1,21 @@
+"""A bare `tf.function` loop, as nobody's framework: one process."""
+
+import tensorflow as tf
+
+from benchmarks.steps import common, plain
+
+
+def main() -> None:
+    """Train."""
+    given = common.parser().parse_args()
+    network = plain.model()
+    step = tf.function(plain.step(network, plain.update(network), lambda gradients: gradients))
+    stopwatch, ready = common.Stopwatch(given), plain.batch(given.batch)
+    for _ in range(stopwatch.total_steps):
+        float(step(*ready))
+        stopwatch()
+    common.report(stopwatch)
+
+
+if __name__ == "__main__":
+    main()

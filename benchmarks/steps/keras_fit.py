@@ -1,0 +1,34 @@
+"""Keras' `fit` at the size of the smoke preset: one process."""
+
+import keras
+import tensorflow as tf
+
+from benchmarks.steps import common, plain
+
+SIZE, CLASSES = 67, 10
+
+
+def main() -> None:
+    """Train."""
+    parser = common.parser()
+    parser.add_argument("--jit", choices=("auto", "off"), default="auto")
+    given = parser.parse_args()
+    network = plain.model(SIZE, CLASSES)
+    network.compile(
+        keras.optimizers.SGD(
+            common.RATE, momentum=common.MOMENTUM, weight_decay=common.WEIGHT_DECAY
+        ),
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        metrics=["accuracy"],
+        jit_compile="auto" if given.jit == "auto" else False,
+    )
+    stopwatch = common.Stopwatch(given)
+    ready = tf.data.Dataset.from_tensors(plain.batch(given.batch, SIZE, CLASSES)).repeat()
+    ended = keras.callbacks.LambdaCallback(on_train_batch_end=lambda batch, logs: stopwatch())
+    steps = stopwatch.total_steps
+    network.fit(ready, steps_per_epoch=steps, verbose=0, callbacks=[ended])
+    common.report(stopwatch)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,306 @@
+"""The rows of `make bench`: what is measured against what, and the bound that it must keep."""
+
+import signal
+import sys
+import tempfile
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from pathlib import Path
+from statistics import fmean, median
+
+from alexnet.data.prepare import prepare
+from benchmarks.faults.processes import bounded, end_all, marking
+from benchmarks.faults.runs import Launch, prepared_digits
+from benchmarks.steps import common
+from benchmarks.steps.contest import (
+    Bench,
+    Figure,
+    Ratio,
+    Row,
+    Samples,
+    compare,
+    in_turns,
+    namespaces,
+    ratios,
+)
+from benchmarks.steps.peers import ROOT, Peer
+from cluster.scaling import Scenario, predict
+from tests.clusters import BIN, ray_cluster
+
+DATA = ROOT / "benchmarks" / ".data" / "speed"
+SMOKE = ROOT / "configs" / "smoke.yaml"
+TURNS = 10  # pairs, of a life
+RANKS, RATES = (2, 3, 4), (0.1, 0.3, 1.0)  # that simulate is held against; Gbit/s
+FIRST_STEP = "step      1  epoch"
+
+
+def ours(batch: int, *arguments: str, ranks: int = 2) -> Peer:
+    """Return our own program at its defaults, on the full network."""
+    data = f"data.path={_classes()}"
+    return Peer(program="ours", batch=batch, ranks=ranks, arguments=(data, *arguments))
+
+
+def torch(batch: int, ranks: int = 2) -> Peer:
+    """Return PyTorch in the better of its two memory formats."""
+    formats = ("--format=contiguous", "--format=channels_last")
+    own = "torch_ddp"
+    return Peer(program=own, batch=batch, ranks=ranks, variants=formats, environment=own)
+
+
+def _classes() -> Path:
+    """Return a prepared set of 1000 classes; its images are not looked at."""
+    if not (DATA / "manifest.json").exists():
+        prepare("synthetic:10000:1000:8", str(DATA))
+    return DATA
+
+
+def _two_ranks(batch: int, steps: int, goal: float) -> Row:
+    apart, stock = f"two ranks / two apart, batch {batch}", f"Horovod stock / apart, batch {batch}"
+    return compare(
+        f"apart-{batch}",
+        f"two ranks against two processes that don't communicate, {batch} a rank",
+        lambda bench: {
+            "ours": ours(bench.batch(batch)),
+            "apart": ours(bench.batch(batch), "--apart"),
+            "stock": Peer(program="horovod_stock", batch=bench.batch(batch)),
+        },
+        [
+            Ratio(name=apart, above="ours", below="apart", goal=goal),
+            Ratio(name=stock, above="stock", below="apart"),
+        ],
+        steps,
+    )
+
+
+def _against(
+    name: str, title: str, batch: int, steps: int, goal: float, peer: Callable[[int], Peer]
+) -> Row:
+    return compare(
+        f"{name}-{batch}",
+        f"images/s against {title}, two ranks, {batch} a rank",
+        lambda bench: {"ours": ours(bench.batch(batch)), name: peer(bench.batch(batch))},
+        [Ratio(name=f"ours / {title}, batch {batch}", above="ours", below=name, goal=goal)],
+        steps,
+    )
+
+
+def _mwms(batch: int) -> Peer:
+    return Peer(program="mwms", batch=batch)
+
+
+def _one_rank() -> Row:
+    return compare(
+        "one-rank",
+        "one rank on all cores against a bare tf.function loop and PyTorch, batch 32",
+        lambda bench: {
+            "ours": ours(bench.batch(32), ranks=1),
+            "bare": Peer(program="bare", batch=bench.batch(32), ranks=1),
+            "torch": torch(bench.batch(32), ranks=1),
+        },
+        [
+            Ratio(name="one rank / bare tf.function", above="ours", below="bare", goal=0.98),
+            Ratio(name="one rank / PyTorch alone", above="ours", below="torch", goal=1.0),
+        ],
+        8,
+    )
+
+
+def _factored(name: str, about: str, ratio: Ratio, batch: int, network: float) -> Row:
+    return compare(
+        name,
+        about,
+        lambda bench: {
+            "factored": ours(bench.batch(batch), "--interface=cable"),
+            "dense": ours(bench.batch(batch), "--interface=cable", "exchange.dense_layers=dense"),
+        },
+        [ratio],
+        5,
+        network,
+    )
+
+
+def _checkpoints() -> Row:
+    wanted = [
+        Ratio(
+            name="a checkpoint every 50 steps / none",
+            above="saving",
+            below="none",
+            goal=0.965,
+            of="images_per_second_in_all",
+        ),
+        Ratio(
+            name="blocked / a Keras save",
+            above="saving",
+            below="keras",
+            goal=0.15,
+            direction="max",
+            of="blocked",
+        ),
+    ]
+
+    def measure(bench: Bench, number: int) -> Samples:
+        steps = bench.steps(50)
+        first = max(0, steps - common.WARM_UP - steps // 2)  # one save, in the middle
+        saving = f"checkpoint.every={steps}", f"--first-step={first}", "--save"
+        batch = bench.batch(32)
+        peers = {
+            "saving": ours(batch, *saving),
+            "none": ours(batch, f"--first-step={first}"),
+            "keras": Peer(program="keras_save", batch=1, ranks=1),
+        }
+        runs = {
+            key: bench.run(peers[key], 5 if key == "keras" else 50)
+            for key in in_turns(peers, number)
+        }
+        return ratios(runs, wanted)
+
+    about = "two ranks, 32 a rank: a checkpoint every 50 steps; how long steps wait for it"
+    return Row(name="checkpoint", about=about, figures=wanted, measure=measure)
+
+
+def _watching() -> Row:
+    figure = Figure(name="metrics, progress and watchdog on / off", goal=0.995)
+
+    def measure(bench: Bench, number: int) -> Samples:
+        peer = replace(ours(bench.batch(8)), program="observers")
+        found = bench.run(peer, 10, f"--turns={2 if bench.quick else TURNS}")
+        return {figure.name: [median(off / on for on, off in found.first["turns"])]}
+
+    about = f"hooks, scrapes and the driver's looks, in {TURNS} pairs of turns of one life, batch 8"
+    return Row(name="watching", about=about, figures=[figure], measure=measure)
+
+
+def _launch() -> Row:
+    figure = Figure(name="launch to first step / horovodrun", goal=1.25, direction="max")
+
+    def measure(bench: Bench, number: int) -> Samples:
+        with tempfile.TemporaryDirectory(prefix="bench-") as folder:
+            seconds = _launch_seconds(Path(folder), in_turns(("ours", "horovodrun"), number))
+        bench.runs.append({"peer": "launch", "seconds": seconds})
+        return {figure.name: [seconds["ours"] / seconds["horovodrun"]]}
+
+    about = "two ranks of the full network, 8 a rank, on a running Ray cluster"
+    return Row(name="launch", about=about, figures=[figure], measure=measure)
+
+
+def _launch_seconds(folder: Path, order: Iterable[str]) -> dict[str, float]:
+    """Launch the same ranks both ways; return the seconds until the first step is told."""
+    sizes = ["train.global_batch=16", "train.micro_batch=8", "train.log_every=1"]
+    config = folder / "config.yaml"
+    config.write_text(f"data: {{path: {_classes()}}}\n")
+    horovodrun = [str(BIN / "horovodrun"), "-np", "2", "-H", "localhost:2", "--gloo"]
+    programs = {
+        "ours": [sys.executable, "-m", "cluster", "train"],
+        "horovodrun": [*horovodrun, sys.executable, "-m", "benchmarks.steps.launched"],
+    }
+    seconds = {}
+    try:
+        with marking(folder), bounded(600), ray_cluster(2, folder) as cluster:
+            environment = {**cluster.environment(), "PYTHONPATH": str(ROOT)}
+            for who in order:
+                command = [*programs[who], str(config), *sizes, f"run_dir={folder / who}"]
+                launch = Launch(command, environment)
+                seconds[who] = launch.await_line(FIRST_STEP) - launch.started
+                launch.driver.send_signal(signal.SIGTERM)
+                launch.end()
+    finally:
+        end_all(folder, 0)
+    return seconds
+
+
+def _simulated() -> Row:
+    def name(ranks: int, gbits: float) -> str:
+        return f"simulate, {ranks} ranks, {gbits:g} Gbit/s"
+
+    def measure(bench: Bench, number: int) -> Samples:
+        found = {}
+        for ranks in (4,) if bench.quick else RANKS:
+            peer = ours(bench.batch(8), "cluster.threads_per_worker=1", ranks=ranks)
+            apart = bench.run(peer, 5, "--apart")
+            alone = max(median(rank["seconds"]) for rank in apart.ranks)
+            update = fmean(rank["update"] for rank in apart.ranks)
+            for gbits in in_turns(RATES[-1:] if bench.quick else RATES, number):
+                with namespaces(ranks, gbits) as hosts:
+                    link = bench.run(Peer(program="links", ranks=ranks), 5, hosts=hosts).first
+                    step = bench.run(peer, 5, hosts=hosts).step
+                scenario = Scenario(
+                    step_time=alone,
+                    update_time=update,
+                    bandwidth=link["bandwidth"],
+                    latency=link["latency"],
+                    batch=peer.batch,
+                    dense_layers="factored",
+                )
+                predicted = predict(scenario, ranks).step
+                bench.runs.append({"peer": name(ranks, gbits), "predicted": predicted})
+                found[name(ranks, gbits)] = [abs(predicted / step - 1)]
+        return found
+
+    figures = [
+        Figure(name=name(ranks, gbits), goal=0.15, direction="max")
+        for ranks in RANKS
+        for gbits in RATES
+    ]
+    about = "`alexnet simulate` against the measured step in namespaces, 8 a rank: the error"
+    return Row(name="simulate", about=about, figures=figures, measure=measure)
+
+
+def _smoke() -> Row:
+    def peers(bench: Bench) -> dict[str, Peer]:
+        half = bench.batch(32)
+        preset = f"--config={SMOKE}", f"data.path={prepared_digits()}"
+        one = (*preset, f"train.micro_batch={half}")
+        fit = "--jit=auto", "--jit=off"
+        return {
+            "ours": Peer(program="ours", batch=half, arguments=preset),
+            "one": Peer(program="ours", batch=2 * half, ranks=1, arguments=one),
+            "fit": Peer(program="keras_fit", batch=2 * half, ranks=1, variants=fit),
+        }
+
+    return compare(
+        "smoke",
+        "the smoke preset (67 x 67), two ranks, against Keras' fit on one process, all cores",
+        peers,
+        [
+            Ratio(name="smoke preset / Keras fit", above="ours", below="fit", goal=1.0),
+            Ratio(name="smoke preset on one rank / Keras fit", above="one", below="fit"),
+        ],
+        20,
+    )
+
+
+def rows() -> list[Row]:
+    """Return all rows."""
+    wire = Ratio(
+        name="bytes sent a step, factored / dense",
+        above="factored",
+        below="dense",
+        of="sent",
+        goal=0.10,
+        direction="max",
+    )
+    veth = Ratio(
+        name="step at 1 Gbit/s, factored / dense",
+        above="factored",
+        below="dense",
+        of="step",
+        goal=0.40,
+        direction="max",
+    )
+    ddp, strategy = "PyTorch DDP", "MultiWorkerMirroredStrategy"
+    return [
+        _two_ranks(32, 6, 0.95),
+        _two_ranks(8, 12, 0.85),
+        _against("ddp", ddp, 8, 12, 1.2, torch),
+        _against("ddp", ddp, 32, 6, 1.1, torch),
+        _against("mwms", strategy, 8, 12, 1.9, _mwms),
+        _against("mwms", strategy, 32, 6, 1.3, _mwms),
+        _one_rank(),
+        _factored("wire", "bytes that leave a rank's namespace, 32 a rank", wire, 32, 0),
+        _factored("veth", "two namespaces joined at 1 Gbit/s, 8 a rank", veth, 8, 1),
+        _checkpoints(),
+        _watching(),
+        _launch(),
+        _simulated(),
+        _smoke(),
+    ]

@@ -1,0 +1,126 @@
+"""The arithmetic of `make bench`: ratios of a round, whose turn it is, what is kept and written."""
+
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import pytest
+
+from benchmarks.speed import BEGIN, END, entries, in_markdown, into_document, merged
+from benchmarks.steps import common
+from benchmarks.steps.contest import Figure, Ratio, Row, in_turns, ratios
+from benchmarks.steps.peers import Measured
+from benchmarks.steps.rows import rows
+
+
+def measured(*ranks: list[float], batch: int = 8, **more: float) -> Measured:
+    return Measured(batch=batch, ranks=[{"seconds": seconds, **more} for seconds in ranks])
+
+
+def test_a_pace_is_that_of_all_ranks() -> None:
+    found = measured([1.0, 1.0, 4.0], [2.0, 2.0, 2.0])
+    assert found.images_per_second == 8 / 1 + 8 / 2  # medians: what is rare does not count
+    assert found.images_per_second_in_all == 8 / 2 + 8 / 2
+    assert found.step == 1.5
+
+
+def test_a_ratio_is_of_one_round() -> None:
+    found = {
+        "ours": measured([0.5], [0.5], blocked=0.3, sent=10.0),
+        "theirs": measured([1.0], [1.0], blocked=2.0, sent=100.0),
+    }
+    wanted = [
+        Ratio(name="pace", above="ours", below="theirs"),
+        Ratio(name="step", above="ours", below="theirs", of="step"),
+        Ratio(name="wait", above="ours", below="theirs", of="blocked"),
+        Ratio(name="wire", above="ours", below="theirs", of="sent"),
+    ]
+    expected = {"pace": [2.0], "step": [0.5], "wait": [0.15], "wire": [0.1]}
+    assert ratios(found, wanted) == expected
+
+
+def test_every_other_round_goes_backwards() -> None:
+    assert [in_turns("abc", number) for number in range(3)] == [
+        ["a", "b", "c"],
+        ["c", "b", "a"],
+        ["a", "b", "c"],
+    ]
+
+
+def test_the_clock_starts_when_all_ranks_have_warmed_up(tmp_path: Path) -> None:
+    arguments = [
+        "--batch=8",
+        "--steps=2",
+        "--rank=0",
+        "--ranks=1",
+        "--ports=1",
+        f"--folder={tmp_path}",
+    ]
+    stopwatch = common.Stopwatch(common.parser().parse_args(arguments))
+    for _ in range(stopwatch.total_steps):
+        assert not stopwatch.seconds or (tmp_path / "ready-0").exists()
+        stopwatch()
+    assert len(stopwatch.seconds) == 2
+
+
+def row(name: str, *figures: Figure) -> Row:
+    return Row(name=name, about="", figures=figures, measure=lambda bench, number: {})
+
+
+@pytest.mark.parametrize(
+    ("goal", "direction", "ok"),
+    [(1.0, "min", True), (1.2, "min", False), (1.0, "max", False), (None, "min", True)],
+)
+def test_the_median_must_keep_the_bound(goal: float | None, direction: str, ok: bool) -> None:
+    figure = Figure(name="f", goal=goal, direction=direction)
+    samples = [0.9, 1.1, 1.3]
+    (line,) = entries(row("r", figure), {"f": samples})
+    assert (line["value"], line["ok"], line["unit"]) == (median(samples), ok, "ratio")
+
+
+def test_rows_that_were_not_run_keep_their_results() -> None:
+    table = [row("a"), row("b"), row("c")]
+    before = [{"row": name, "value": 1} for name in ("b", "c", "gone")]
+    found = merged(table, table[1], [{"row": "b", "value": 2}], before)
+    assert found == [{"row": "b", "value": 2}, {"row": "c", "value": 1}]
+    found = merged(table, table[0], [{"row": "a", "value": 3}], found)
+    assert [line["row"] for line in found] == ["a", "b", "c"]
+
+
+def line(name: str, **changed: Any) -> dict[str, Any]:
+    common = {"row": "r", "name": name, "value": 1.0, "samples": [0.9, 1.0, 1.2]}
+    bound = {"goal": 0.95, "direction": "min", "ok": True}
+    seen = {"command": "make bench", "date": "2026-01-02T03", "commit": "c" * 40, "machine": "m"}
+    return {**common, **bound, **seen, **changed}
+
+
+def test_results_take_the_place_of_those_before_in_the_document(tmp_path: Path) -> None:
+    document = tmp_path / "document.md"
+    document.write_text(f"before\n{BEGIN}old\n{END}after\n")
+    for name in ("one", "two"):
+        into_document(document, [line(name)])
+    text = document.read_text()
+    assert text.startswith(f"before\n{BEGIN}|")
+    assert text.endswith(f"{END}after\n")
+    assert "| two | 1.000 | 0.900 .. 1.200 | 3 | >= 0.95 |" in text
+    assert "old" not in text and "one" not in text
+    assert "\nr: `make bench`, 2026-01-02, commit cccccccccc, on m.\n" in text
+
+
+def test_a_missed_bound_is_told() -> None:
+    assert "| <= 0.1 **missed** |" in in_markdown([line("x", goal=0.1, direction="max", ok=False)])
+
+
+def test_names_of_rows_and_figures_are_their_own() -> None:
+    table = rows()
+    names = [row.name for row in table]
+    figures = [figure.name for row in table for figure in row.figures]
+    assert len(names) == len({*names})
+    assert len(figures) == len({*figures})
+
+
+def test_the_document_has_its_place_for_results() -> None:
+    from benchmarks.speed import DOCUMENT
+
+    text = DOCUMENT.read_text()
+    assert text.index(BEGIN) < text.index(END)
