@@ -24,6 +24,7 @@ from alexnet.records import JsonLines
 from cluster import summary
 from cluster.board import RankResult
 from cluster.cli import cli
+from cluster.cli.runs import settings_in
 from cluster.config import JobConfig
 from cluster.history import History
 from cluster.lease import Lease
@@ -342,6 +343,16 @@ def test_a_run_that_goes_on_is_compared_by_what_it_has(tmp_path: Path) -> None:
         ConfigError, match=r"b: nothing to compare, it has no readable config\.yaml"
     ):
         output("runs", "diff", tmp_path / "a", tmp_path / "b")
+
+
+@pytest.mark.parametrize("name", ["it's moved", 'ünder "quotes": #1', "[a]", "null"])
+def test_a_run_that_was_moved_goes_on_where_it_is(tmp_path: Path, name: str) -> None:
+    before = begun(tmp_path / "run")
+    (tmp_path / "run").rename(tmp_path / name)
+    found = settings_in(str(tmp_path / name), ["train.epochs=3"])
+    assert found.run_dir == str(tmp_path / name)
+    assert found.train.epochs == 3
+    assert found.model_copy(update={"run_dir": before.run_dir, "train": before.train}) == before
 
 
 def test_runs_need_neither_ray_nor_tensorflow(run: Path) -> None:

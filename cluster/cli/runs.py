@@ -1,12 +1,17 @@
 """Verbs of run directories: runs list, diff, resume; and status, of a run or of jobs."""
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from cluster.cli.options import ADDRESS, JSON, OVERRIDES, settings_of
 from cluster.cli.training import run as train
+
+if TYPE_CHECKING:
+    from cluster.config import JobConfig
 
 LIST = "list"
 
@@ -69,11 +74,16 @@ def resume(run: str, overrides: tuple[str, ...]) -> None:
 
     It is `alexnet train RUN/config.yaml`, though RUN may have been moved.
     """
+    train(settings_in(run, overrides))
+
+
+def settings_in(run: str, overrides: Iterable[str] = ()) -> "JobConfig":
+    """Return the settings of a run, to go on with it where it is now."""
     from alexnet.records import CONFIG
 
     config = Path(run, CONFIG)
     where = json.dumps(str(config.parent.absolute()), ensure_ascii=False)
-    train(settings_of(str(config), [f"run_dir={where}", *overrides]))
+    return settings_of(str(config), [f"run_dir={where}", *overrides])
 
 
 @click.command()
