@@ -78,7 +78,7 @@ def processes(subject: Subject) -> Finding:
     most = resource.getrlimit(resource.RLIMIT_NPROC)[0]
     if most == resource.RLIM_INFINITY:
         return ok("no limit")
-    running, ranks = _threads(), 2 * subject.ranks_here  # with standbys
+    running, ranks = threads(), 2 * subject.ranks_here  # with standbys
     wanted = running + RAY_THREADS + RANK_THREADS * ranks
     found = f"{most} threads at most, {running} running"
     if most >= wanted:
@@ -89,8 +89,8 @@ def processes(subject: Subject) -> Finding:
     )
 
 
-def _threads() -> int:
-    """How many this user has."""
+def threads() -> int:
+    """Return how many threads this user has."""
     own = os.getuid()
     every = psutil.process_iter(["uids", "num_threads"])
     return sum(each.info["num_threads"] or 0 for each in every if own in (each.info["uids"] or ()))

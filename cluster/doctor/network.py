@@ -119,7 +119,8 @@ def ray_cluster(subject: Subject) -> Finding:
         return problem(f"RAY_ADDRESS={address}: {refused}", remedy)
     has = joined.told["resources"]
     found = ", ".join(f"{has.get(kind, 0):g} {kind}s" for kind in ("CPU", "GPU"))
-    return ok(f"{address}, token accepted: {joined.told['nodes']} nodes, {found}")
+    nodes = joined.told["nodes"]
+    return ok(f"{address}, token accepted: {nodes} node{'s' * (nodes != 1)}, {found}")
 
 
 def _connecting_trouble(host: str, port: str) -> str | None:
