@@ -6,7 +6,8 @@ overrides from the command line.
 """
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from os import PathLike, fspath
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, cast
 
@@ -90,10 +91,11 @@ class DataConfig(Settings):
 class ModelConfig(Settings):
     """Which network."""
 
-    name: Literal["seed", "original", "bn"] = Field(
+    name: Literal["seed", "original", "bn", "own"] = Field(
         "seed",
         description="seed: ungrouped, BatchNorm after ReLU; original: Krizhevsky et al. 2012, two "
-        "groups and LRN; bn: AlexNet-BN of the large-batch papers",
+        "groups and LRN; bn: AlexNet-BN of the large-batch papers; own: what a function of yours "
+        "builds, which only `cluster.launch` can be given; the settings below are not for it",
     )
     dropout: float = Field(0.5, ge=0, lt=1, description="share dropped after fc6 and fc7")
     batchnorm_momentum: float = Field(
@@ -263,6 +265,17 @@ def load(kind: type[C], path: Path | None, overrides: Iterable[str] = ()) -> C:
 def dump(config: RunConfig) -> str:
     """Return the resolved settings as YAML that `load` reads back to an equal value."""
     return yaml.safe_dump(config.model_dump(), sort_keys=False)
+
+
+def flat(settings: Mapping[str, Any], above: str = "") -> Iterator[str]:
+    """Yield settings as the overrides that `load` reads back."""
+    for key, value in settings.items():
+        if isinstance(value, dict):
+            yield from flat(value, f"{above}{key}.")
+        else:
+            value = fspath(value) if isinstance(value, PathLike) else value
+            text = yaml.safe_dump(value, width=float("inf"), allow_unicode=True)
+            yield f"{above}{key}=" + text.removesuffix("...\n").removesuffix("\n")
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

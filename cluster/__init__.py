@@ -1,1 +1,8 @@
-"""Many processes: where a training job runs, how its ranks meet, and what they report."""
+"""Many processes: where a training job runs, how its ranks meet, and what they report.
+
+`from cluster import launch` is for programs of one's own: see docs/own-model.md.
+"""
+
+from cluster.library import launch
+
+__all__ = ["launch"]

@@ -41,19 +41,28 @@ from cluster.watch import Watch
 from cluster.workers import WorkerGroup
 
 GONE_SECONDS = "5"
+GPUS = "CUDA_VISIBLE_DEVICES"
 
 
 def run_job(
-    config: JobConfig, replace: bool, screen: Screen, stop: Stop, fit_memory: bool = False
+    config: JobConfig,
+    replace: bool,
+    screen: Screen,
+    stop: Stop,
+    fit_memory: bool = False,
+    network: bytes | None = None,
 ) -> dict[str, Any]:
     """Train as configured, in the run directory, and return what `summary.json` says.
 
     A run directory with checkpoints is gone on with; `replace` starts it from nothing instead.
-    With `fit_memory` the micro-batch is the largest that the ranks have memory for.
+    With `fit_memory` the micro-batch is the largest that the ranks have memory for. `network`, a
+    function as `pack` returns it, builds the model in the place of one of ours.
 
     Raises:
         AlexnetError: in one line, with its exit code, why there is no trained model.
     """
+    if config.model.name == "own" and network is None:
+        raise ConfigError("model.name = 'own': needs a network, which cluster.launch is given")
     config = config.with_absolute_paths()
     if isinstance(config.cluster.workers, int):
         config.check_workers(config.cluster.workers)
@@ -71,7 +80,18 @@ def run_job(
             archive = open_archive(config.run_path, config.checkpoint.path)
             with Lease(config.run_path, archive) as lease:
                 fits = dataset if fit_memory else None
-                job = Job(config, replace, directory, archive, lease, history, stop, screen, fits)
+                job = Job(
+                    config,
+                    replace,
+                    directory,
+                    archive,
+                    lease,
+                    history,
+                    stop,
+                    screen,
+                    fits=fits,
+                    network=network,
+                )
                 return job.run()
     except RayError as error:
         raise AlexnetError(f"Ray: {one_line(error)}") from error
@@ -108,13 +128,25 @@ def _ray(screen: Screen, stop: Stop) -> Iterator[bool]:
     except SystemExit as error:  # Ray's answer to SIGTERM
         raise StoppedError("stopped while Ray was starting: run it again") from error
     stop.listen()
-    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # GPUs are the workers'
-    with guarded() if is_own else nullcontext():
+    with _without_gpus(), guarded() if is_own else nullcontext():
         try:
             stop.check()
             yield is_own
         finally:
             ray.shutdown()
+
+
+@contextmanager
+def _without_gpus() -> Iterator[None]:
+    """Hide GPUs, which are the workers', from this process; Ray would find none at a next launch,
+    so no longer than this lasts."""
+    before = os.environ.get(GPUS)
+    os.environ[GPUS] = ""
+    try:
+        yield
+    finally:
+        os.environ.pop(GPUS)
+        os.environ.update({} if before is None else {GPUS: before})
 
 
 def _refusal(error: Exception) -> str:
@@ -140,8 +172,10 @@ class Job:
         stop: Stop,
         screen: Screen,
         fits: ShardSet | None = None,
+        network: bytes | None = None,
     ) -> None:
         self._config = config
+        self._network = network
         self._fits = fits  # the dataset, if the micro-batch is still to be fitted to the memory
         self._replace = replace
         self._directory = directory
@@ -228,7 +262,7 @@ class Job:
             watch = Watch(
                 config, group, self._lease, self._stop, self._screen, history, self._begin, growth
             )
-            return watch.until_done(group.train(config, rendezvous, desk))
+            return watch.until_done(group.train(config, rendezvous, desk, self._network))
 
     def _saved_micro_batch(self) -> int | None:
         """Return that of the checkpoint to go on from, for a run whose own is to be fitted."""

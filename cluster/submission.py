@@ -11,18 +11,17 @@ import re
 import secrets
 import shlex
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import aclosing, contextmanager, suppress
 from datetime import datetime, timedelta
-from typing import Any
 
 os.environ.setdefault("RAY_AUTH_MODE", "token")  # before Ray reads it
 
 import aiohttp
-import yaml
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
+from alexnet.config import flat
 from alexnet.data.storage import refuse_credentials
 from alexnet.errors import EXIT_FAILED, EXIT_OK, EXIT_STOPPED, AlexnetError, ConfigError
 from cluster.config import JobConfig
@@ -49,7 +48,7 @@ def command(config: JobConfig) -> str:
         raise ConfigError(f"run_dir = {run!r}: a path on the cluster begins with /")
     if "://" not in data and not data.startswith("/"):
         raise ConfigError(f"data.path = {data!r}: on the cluster it begins with /, or is a URI")
-    settings = _flat(config.model_dump(exclude_unset=True))
+    settings = flat(config.model_dump(exclude_unset=True))
     return shlex.join(["alexnet", "train", os.devnull, *settings])
 
 
@@ -219,13 +218,3 @@ class _Log:
         if new:
             self._write(new)
             self._written = self._position
-
-
-def _flat(settings: Mapping[str, Any], above: str = "") -> Iterator[str]:
-    """Settings as the overrides that `load` reads back."""
-    for key, value in settings.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{above}{key}.")
-        else:
-            text = yaml.safe_dump(value, width=float("inf"), allow_unicode=True)
-            yield f"{above}{key}=" + text.removesuffix("...\n").removesuffix("\n")

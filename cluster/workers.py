@@ -27,6 +27,7 @@ from alexnet.memory import Memory, least, room
 from cluster.board import Board, RankResult, Status
 from cluster.config import JobConfig
 from cluster.errors import AttemptFailedError, NoResourcesError, ReplanError, one_line
+from cluster.parcel import unpack
 from cluster.plan import Plan, amounts
 from cluster.rendezvous import Rendezvous, assign_ranks
 from cluster.stop import Stop
@@ -34,6 +35,7 @@ from cluster.stop import Stop
 LOOPBACK = "127.0.0.1"
 LOOK_SECONDS = 2.0
 POLL_SECONDS = 0.25
+SMALLER = {True: "--fit-memory takes smaller micro-batches", False: "lower train.micro_batch"}
 OUT_OF_MEMORY = "ResourceExhaustedError"  # of TensorFlow, which the driver does not import
 ROOM_SECONDS = 1  # Ray takes whole ones
 log = logging.getLogger(__name__)
@@ -83,7 +85,12 @@ class Worker:
         return room(ranks, self.place().gpus)
 
     def train(
-        self, config: JobConfig, rank: int, environment: dict[str, str], desk: Desk
+        self,
+        config: JobConfig,
+        rank: int,
+        environment: dict[str, str],
+        desk: Desk,
+        network: bytes | None,
     ) -> RankResult | RankFailure:
         """Train as `rank`; its output goes to a log file of its own."""
         _log_to(config.run_path / "logs" / f"rank-{rank}.log")
@@ -91,14 +98,14 @@ class Worker:
         try:
             from cluster.rank import train_rank
 
-            return train_rank(config, self._board, desk)
+            return train_rank(config, self._board, desk, unpack(network) if network else None)
         except AlexnetError as error:
             log.error("%s", error)
             return RankFailure(rank=rank, message=str(error), error=error)
         except Exception as error:
             traceback.print_exc()
             kind, text = type(error).__name__, " ".join(str(error).split())
-            advice = "; --fit-memory takes smaller micro-batches" if kind == OUT_OF_MEMORY else ""
+            advice = f"; {SMALLER[network is None]}" if kind == OUT_OF_MEMORY else ""
             return RankFailure(
                 rank=rank,
                 message=f"rank {rank}: {kind}: {text[:500]}{advice}",
@@ -177,7 +184,9 @@ class WorkerGroup:
             raise AttemptFailedError(f"a worker told no memory: {one_line(error)}") from error
         return least(rooms)
 
-    def train(self, config: JobConfig, rendezvous: Rendezvous, desk: Desk) -> list[Any]:
+    def train(
+        self, config: JobConfig, rendezvous: Rendezvous, desk: Desk, network: bytes | None
+    ) -> list[Any]:
         """Start training on every rank; return a Ray reference a rank, in order."""
         timeout = config.cluster.collective_timeout
         references = []
@@ -186,7 +195,7 @@ class WorkerGroup:
             environment = rendezvous.environment(slot, interface, timeout)
             # Said by us: Ray hides no GPU from a process that asked for none, as standbys do.
             environment["CUDA_VISIBLE_DEVICES"] = ",".join(place.gpus)
-            references.append(worker.train.remote(config, slot.rank, environment, desk))
+            references.append(worker.train.remote(config, slot.rank, environment, desk, network))
         return references
 
     @property
