@@ -71,7 +71,7 @@ def of_patches(image_size: int, classes: int) -> keras.Model:
 
 
 def augmented(image_size: int, classes: int) -> keras.Model:
-    chance = [layers.RandomFlip("horizontal"), layers.GaussianNoise(3)]
+    chance = [layers.RandomFlip("horizontal"), layers.GaussianNoise(1.0)]
     return keras.Sequential([*chance, *body(), layers.Dropout(0.3), layers.Dense(classes)])
 
 
@@ -338,12 +338,13 @@ def described() -> dict[str, Any]:
 def test_code_in_a_description_is_refused_and_not_run(
     described: dict[str, Any], tmp_path: Path
 ) -> None:
-    hit = tmp_path / "hit"
-    code = keras.saving.serialize_keras_object(layers.Lambda(lambda x: hit.write_text("x") and x))
+    hit = str(tmp_path / "hit")
+    layer = layers.Lambda(lambda x: Path(hit).write_text("hit") and x)
+    code = keras.saving.serialize_keras_object(layer)
     described["layers"]["config"]["layers"][1]["config"]["activation"] = code
     with pytest.raises(DataError, match="a layer holds code"):
         rebuild(described)
-    assert not hit.exists()
+    assert not Path(hit).exists()
 
 
 @pytest.mark.parametrize(
