@@ -6,7 +6,8 @@ overrides from the command line.
 """
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from os import PathLike, fspath
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, cast
 
@@ -92,10 +93,11 @@ class DataConfig(Settings):
 class ModelConfig(Settings):
     """Which network."""
 
-    name: Literal["seed", "original", "bn"] = Field(
+    name: Literal["seed", "original", "bn", "own"] = Field(
         "seed",
         description="seed: ungrouped, BatchNorm after ReLU; original: Krizhevsky et al. 2012, two "
-        "groups and LRN; bn: AlexNet-BN of the large-batch papers",
+        "groups and LRN; bn: AlexNet-BN of the large-batch papers; own: what a function of yours "
+        "builds, which only `cluster.launch` can be given; the settings below are not for it",
     )
     dropout: float = Field(0.5, ge=0, lt=1, description="share dropped after fc6 and fc7")
     batchnorm_momentum: float = Field(
@@ -296,6 +298,14 @@ def differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, tuple[A
     """Return the values that are not the same in two `flat` settings, None for one not there."""
     values = {key: (a.get(key), b.get(key)) for key in {**a, **b}}
     return {key: (left, right) for key, (left, right) in values.items() if left != right}
+
+
+def overrides(settings: Mapping[str, Any]) -> Iterator[str]:
+    """Yield settings as the overrides that `load` reads back."""
+    for key, value in flat(settings).items():
+        plain = fspath(value) if isinstance(value, PathLike) else value
+        text = yaml.safe_dump(plain, width=float("inf"), allow_unicode=True)
+        yield f"{key}=" + text.removesuffix("...\n").removesuffix("\n")
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

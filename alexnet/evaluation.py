@@ -83,7 +83,7 @@ class Evaluator:
         """Return what is added up over all batches, and the logarithms of the probabilities."""
         _, views, height, width, channels = images.shape
         flat = tf.cast(tf.reshape(images, [-1, height, width, channels]), tf.float32)
-        logits = self._logits(flat)
+        logits = tf.cast(self._logits(flat), tf.float32)
         by_view = tf.reshape(tf.nn.log_softmax(logits), [-1, views, logits.shape[-1]])
         scores = tf.reduce_logsumexp(by_view, axis=1) - math.log(views)
         losses = -tf.gather(scores, labels, batch_dims=1)

@@ -22,7 +22,7 @@ from alexnet.data.sources import VALIDATION
 from alexnet.errors import AlexnetError, ConfigError, DataError
 from alexnet.formats import DESCRIPTION, FORMATS, Array, Ask, Format, first_line
 from alexnet.task import VIEW, open_dataset
-from alexnet.trained import AT_ONCE, NO_COLOURS, Trained
+from alexnet.trained import AT_ONCE, NO_COLOURS, PROBABILITIES, Trained
 
 IMAGES = 100  # that an export is compared on, at most
 TOLERANCE = 1e-4  # of a probability
@@ -69,7 +69,7 @@ def export(trained: Trained, out: str, files: Sequence[Path] = ()) -> Comparison
     form, path, description = format_of(out), Path(out), describe(trained)
     pixels, kind = _some_images(trained, files)
     images = f"{len(pixels)} {kind}"
-    outputs = keras.layers.Softmax(name="probabilities")(trained.model.output)
+    outputs = keras.layers.Softmax(name=PROBABILITIES)(trained.model.output)
     model = keras.Model(trained.model.input, outputs, name=trained.model.name)
     expected = _answers(lambda part: np.asarray(model(part, training=False)), pixels)
     with TemporaryDirectory(prefix=".export-", dir=path.parent) as beside:

@@ -33,14 +33,14 @@ class FactoredLayers:
     """Some dense layers of a model, or none, and their gradients from factors."""
 
     def __init__(self, model: keras.Model, layers: Sequence[keras.layers.Dense] = ()) -> None:
-        """Take `layers` of `model`, each one that `can_be_factored`.
-
-        `network` answers with the model's `logits`, and the layers' `inputs` and `outputs`.
-        """
+        """Take `layers` of `model`, each one that `can_be_factored`."""
         self._layers = list(layers)
         inputs, outputs = [x.input for x in layers], [x.output for x in layers]
         answers = {"logits": model.output, "inputs": inputs, "outputs": outputs}
-        self.network = keras.Model(model.input, answers)
+        self._network = keras.Model(model.input, answers)
+        # Other outputs may put the layers, and so their variables, in another order.
+        self._trained = _places(self._network.trainable_variables, model.trainable_variables)
+        self._rest = _places(self._network.non_trainable_variables, model.non_trainable_variables)
         self._widths = [x.shape[-1] for x in (*inputs, *outputs)]
         places = {variable.path: at for at, variable in enumerate(model.trainable_variables)}
         self._places = [
@@ -48,8 +48,25 @@ class FactoredLayers:
         ]
         made = {place for places in self._places for place in places}
         self.others = [at for at in range(len(model.trainable_variables)) if at not in made]
-        if [v.path for v in self.network.variables] != [v.path for v in model.variables]:
-            raise AssertionError("the network's variables have another order than the model's")
+
+    def answers(
+        self, weights: Tensors, others: Tensors, images: tf.Tensor
+    ) -> tuple[dict[str, Any], Tensors]:
+        """Return the model's `logits` and the layers' `inputs` and `outputs`; and moved `others`.
+
+        Args:
+            weights: in the place of the model's trainable variables.
+            others: in the place of the rest of its variables.
+            images: float32 [n, size, size, 3].
+        """
+        answers, moved = self._network.stateless_call(
+            [weights[at] for at in self._trained],
+            [others[at] for at in self._rest],
+            images,
+            training=True,
+        )
+        back = dict(zip(self._rest, moved, strict=True))
+        return answers, [back[at] for at in range(len(others))]
 
     @property
     def width(self) -> int:
@@ -60,7 +77,7 @@ class FactoredLayers:
         """Return the factors of a micro-batch, float32 [images, width].
 
         Args:
-            answers: of `network`.
+            answers: of `answers`.
             gradients: of the loss with respect to the layers' outputs.
         """
         back = [
@@ -145,7 +162,7 @@ def pays(inputs: int, outputs: int, global_batch: int, ranks: int, device: str) 
 def can_be_factored(layer: keras.layers.Layer) -> bool:
     """Tell whether it is a dense layer, used once, on vectors, with no activation or with ReLU."""
     return (
-        isinstance(layer, keras.layers.Dense)
+        type(layer) is keras.layers.Dense
         and len(layer._inbound_nodes) == 1
         and len(layer.input.shape) == 2
         and layer.trainable
@@ -155,3 +172,8 @@ def can_be_factored(layer: keras.layers.Layer) -> bool:
 
 def _is_rectified(layer: keras.layers.Dense) -> bool:
     return bool(layer.activation is keras.activations.relu)
+
+
+def _places(variables: list[keras.Variable], among: list[keras.Variable]) -> list[int]:
+    places = {id(variable): at for at, variable in enumerate(among)}
+    return [places[id(variable)] for variable in variables]

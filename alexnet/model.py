@@ -43,13 +43,13 @@ def build_model(
         inputs
     )
     network = {"seed": _seed, "original": _original, "bn": _bn}[config.name]
-    with _computing_in(precision):
+    with computing_in(precision):
         outputs = network(config, x, classes)
     return keras.Model(inputs, outputs, name=f"alexnet_{config.name}")
 
 
 @contextmanager
-def _computing_in(precision: str) -> Iterator[None]:
+def computing_in(precision: str) -> Iterator[None]:
     """Have layers that are made in this context compute in `precision`, on float32 weights."""
     before = keras.config.dtype_policy()
     keras.config.set_dtype_policy("float32" if precision == "float32" else f"mixed_{precision}")

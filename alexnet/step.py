@@ -75,7 +75,7 @@ class TrainStep:
         self._sums = sums
         self._loss_scale = loss_scale
         self._weights = [v.value for v in model.trainable_variables]
-        self._moving = [v.value for v in model.non_trainable_variables if not is_seed(v)]
+        self._moving, _ = changed_by_training(model)
         weights = {v.path: v.value for v in model.trainable_variables}
         self.average = WeightAverage(ema_decay, weights) if ema_decay else None
         self._graph = tf.function(self._step, autograph=False)
@@ -162,7 +162,7 @@ class TrainStep:
         if self.average:
             self.average.update(step)
         for variable, value in zip(self._moving, moved, strict=True):
-            variable.assign(value)
+            variable.value.assign(value)
         return tf.no_op()
 
     def _sum_micro_batches(self, images: tf.Tensor, labels: tf.Tensor, step: tf.Tensor) -> Tensors:
@@ -171,7 +171,7 @@ class TrainStep:
         All but the last in a loop, one at a time; the last outside of it, so that its backward pass
         overlaps with the exchange of what it has made already."""
         weights = [tf.convert_to_tensor(v) for v in self._weights]
-        moving = [tf.convert_to_tensor(v) for v in self._moving]
+        moving = [tf.convert_to_tensor(v.value) for v in self._moving]
         scale = tf.convert_to_tensor(self._loss_scale.scale if self._loss_scale else 1.0)
 
         def one(at: tf.Tensor | int) -> Tensors:
@@ -220,24 +220,27 @@ class TrainStep:
     ) -> tuple[tf.Tensor, Tensors]:
         """Return the factors of a micro-batch; and its gradients of all that has none, its moved
         BatchNorm statistics, its loss and accuracy. All are parts of a mean over V."""
-        variables = self.model.non_trainable_variables
-        values, drawn = iter(moving), iter(seeds)
+        before = dict(zip([v.path for v in self._moving], moving, strict=True))
+        others = self.model.non_trainable_variables
+        drawn = iter(seeds)
         with tf.GradientTape() as tape:
             tape.watch(weights)
-            answers, moved = self._factored.network.stateless_call(
+            answers, after = self._factored.answers(
                 weights,
-                [next(drawn) if is_seed(v) else next(values) for v in variables],
+                [next(drawn) if is_seed(v) else before.get(v.path, v.value) for v in others],
                 tf.cast(images, tf.float32),
-                training=True,
             )
-            logits = answers["logits"]
+            logits = tf.cast(answers["logits"], tf.float32)
             loss = tf.reduce_mean(self._losses(labels, logits)) / self._virtual_workers
             scaled = loss * scale if self._loss_scale else loss
         right = tf.cast(tf.equal(tf.argmax(logits, axis=1), labels), tf.float32)
-        statistics = [m for v, m in zip(variables, moved, strict=True) if not is_seed(v)]
+        statistics = [m for v, m in zip(others, after, strict=True) if v.path in before]
         means = [value / self._virtual_workers for value in (*statistics, tf.reduce_mean(right))]
         wanted = [weights[at] for at in self._factored.others]
-        gradients = tape.gradient(scaled, [*answers["outputs"], *wanted])
+        gradients = tape.gradient(
+            scaled, [*answers["outputs"], *wanted], unconnected_gradients="zero"
+        )
+        gradients = [tf.convert_to_tensor(gradient) for gradient in gradients]  # not IndexedSlices
         if self._loss_scale:
             gradients = [tf.cast(gradient, tf.float32) / scale for gradient in gradients]
         back, gradients = _split(gradients, len(answers["outputs"]))
@@ -268,6 +271,31 @@ class TrainStep:
 def is_seed(variable: keras.Variable) -> bool:
     """Tell a layer's random state, which a step replaces, from what a model has learned."""
     return variable.path.endswith("seed_generator_state")
+
+
+def changed_by_training(model: keras.Model) -> tuple[list[keras.Variable], list[tf.Tensor]]:
+    """Return what a pass of `model` changes besides weights and seeds, in their order; and losses
+    that layers have of their own.
+
+    BatchNorm's statistics are changed; frozen weights, and constants, are not.
+    """
+    changed: list[keras.Variable] = []
+    losses: list[tf.Tensor] = []
+
+    def call(images: tf.Tensor) -> tf.Tensor:
+        weights = [tf.convert_to_tensor(v.value) for v in model.trainable_variables]
+        before = [tf.convert_to_tensor(v.value) for v in model.non_trainable_variables]
+        answers, after, own = model.stateless_call(
+            weights, before, images, training=True, return_losses=True
+        )
+        each = zip(model.non_trainable_variables, before, after, strict=True)
+        changed.extend(v for v, old, new in each if old is not new and not is_seed(v))
+        losses.extend(own)
+        return answers
+
+    image = tf.TensorSpec([1, *model.input.shape[1:]], tf.float32)
+    tf.function(call, autograph=False).get_concrete_function(image)
+    return changed, losses
 
 
 def model_variables(model: keras.Model) -> dict[str, tf.Variable]:

@@ -1,7 +1,10 @@
 """A run's parts, put together from its settings: data, order, model, step, evaluation."""
 
+import json
 import logging
-from collections.abc import Callable, Sequence
+import reprlib
+import zlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,11 +23,12 @@ from alexnet.data.storage import RangeCache, absolute
 from alexnet.errors import ConfigError, DataError
 from alexnet.evaluation import Evaluator
 from alexnet.exact import FixedPoint, Float32
-from alexnet.exchange import Exchange
+from alexnet.exchange import Exchange, of_all_ranks
 from alexnet.factored import layers_to_factor, multiply_alike
 from alexnet.loss_scale import LossScale
 from alexnet.model import build_model
 from alexnet.optimizer import build_optimizer
+from alexnet.own_model import Network, build_own, describe
 from alexnet.schedule import learning_rate
 from alexnet.step import TrainStep
 
@@ -49,14 +53,19 @@ class Task:
 
     @staticmethod
     def build(
-        config: RunConfig, exchange: Exchange, on_bad_row: BadRowHook = log.warning
+        config: RunConfig,
+        exchange: Exchange,
+        on_bad_row: BadRowHook = log.warning,
+        network: Network | None = None,
     ) -> "Task":
         """Open the dataset and build the model as the rank that `exchange` says this is.
 
-        `on_bad_row` is told of every image that is skipped.
+        `on_bad_row` is told of every image that is skipped. `network` builds the model in the
+        place of one of ours.
 
         Raises:
             DataError: no such dataset, or fewer rows than a global batch.
+            ConfigError: what `network` builds cannot be trained.
         """
         dataset = open_dataset(config.data)
         order = Order(
@@ -72,13 +81,7 @@ class Task:
                 f"one global batch of {config.train.global_batch}"
             )
         keras.utils.set_random_seed(config.seed)
-        model = build_model(
-            config.model,
-            config.data.image_size,
-            len(dataset.classes),
-            *_scaling(config, dataset),
-            config.train.precision,
-        )
+        model = _model(config, dataset, exchange, network)
         mine = share(config.train.virtual_workers, exchange.rank, exchange.world_size)
         step = TrainStep(
             model,
@@ -132,15 +135,12 @@ class Task:
     def facts(self) -> dict[str, Any]:
         """What a checkpoint tells of itself beside its state."""
         train = self.config.train
-        mean, std = _scaling(self.config, self.dataset)
         return {
             "dataset": absolute(self.config.data.path),
             "model": {
-                **self.config.model.model_dump(),
+                **self._network,
                 **{name: getattr(self.config.data, name) for name in VIEW},
                 "classes": list(self.dataset.classes),
-                "mean": list(mean),
-                "std": list(std),
             },
             "order": {
                 "seed": self.config.seed,
@@ -151,6 +151,14 @@ class Task:
             },
         }
 
+    @property
+    def _network(self) -> dict[str, Any]:
+        """What the model can be built from again."""
+        if self.config.model.name == "own":
+            return {"name": "own", "network": describe(self.step.model)}
+        mean, std = _scaling(self.config, self.dataset)
+        return {**self.config.model.model_dump(), "mean": list(mean), "std": list(std)}
+
     def restore(self, saved: Checkpoint) -> None:
         """Take over the state of a checkpoint of this very run.
 
@@ -158,12 +166,11 @@ class Task:
             ConfigError: it is of another model, or of another order of the data.
         """
         for group in ("model", "order"):
-            for name, value in self.facts[group].items():
-                if (was := saved.facts[group].get(name)) != value:
-                    raise ConfigError(
-                        f"{saved.path}: a checkpoint of another {group}: {name} is {was!r} there, "
-                        f"{value!r} here; name another run_dir or pass --replace"
-                    )
+            if found := _first_difference(saved.facts[group], self.facts[group]):
+                raise ConfigError(
+                    f"{saved.path}: a checkpoint of another {group}: {found}; name another run_dir "
+                    "or pass --replace"
+                )
         saved.check_fits(self.step.variables)
         for name, variable in self.step.variables.items():
             variable.assign(saved.state[name])
@@ -178,6 +185,40 @@ def open_dataset(config: DataConfig) -> ShardSet:
     folder = Path(config.cache_dir).expanduser()
     cache = RangeCache(folder, config.cache_bytes) if config.cache_bytes else None
     return ShardSet.open(config.path, cache)
+
+
+def _model(
+    config: RunConfig, dataset: ShardSet, exchange: Exchange, network: Network | None
+) -> keras.Model:
+    size, classes, precision = config.data.image_size, len(dataset.classes), config.train.precision
+    if network is None:
+        return build_model(config.model, size, classes, *_scaling(config, dataset), precision)
+    model = build_own(network, size, classes, precision)
+    mine = zlib.crc32(json.dumps(describe(model)).encode())
+    if len(set(of_all_ranks(exchange, mine, "network"))) > 1:
+        raise ConfigError("network: ranks have built different ones from the same arguments")
+    return model
+
+
+def _first_difference(saved: dict[str, Any], facts: dict[str, Any]) -> str | None:
+    """Say what is not in a checkpoint as it is here."""
+    before = dict(_leaves(saved))
+    for name, value in _leaves(facts):
+        if name not in before or before[name] != value:
+            was = reprlib.repr(before[name]) if name in before else "nothing"
+            return f"{name} is {was} there, {reprlib.repr(value)} here"
+    return None
+
+
+def _leaves(tree: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the values that groups and lists end in, each with the path to it."""
+    parts = tree.items() if isinstance(tree, dict) else enumerate(tree)
+    for key, value in parts:
+        path = f"{name}.{key}" if name else f"{key}"
+        if value and isinstance(value, dict | list):
+            yield from _leaves(value, path)
+        else:
+            yield path, value
 
 
 def _factored(

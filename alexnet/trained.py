@@ -9,6 +9,7 @@ from typing import Any
 import keras
 import numpy as np
 import numpy.typing as npt
+import tensorflow as tf
 import yaml
 
 from alexnet.archive import Archive, open_archive
@@ -21,11 +22,13 @@ from alexnet.errors import ConfigError, DataError
 from alexnet.exchange import Alone
 from alexnet.formats import WITH_LAYERS, read_layers
 from alexnet.model import build_model
+from alexnet.own_model import rebuild
 from alexnet.step import model_variables
 from alexnet.task import VIEW, evaluator, open_dataset
 from alexnet.weight_average import AVERAGE
 
 AT_ONCE = 32  # images
+PROBABILITIES = "probabilities"  # the layer that is put behind the logits of what is exported
 NO_COLOURS = ((0.0,) * 3,) * 3  # nothing is augmented here
 
 
@@ -66,9 +69,9 @@ class Trained:
         saved = _best(name) if best else _newest(name)
         settings = dict(saved.facts["model"])
         view = {key: settings.pop(key) for key in VIEW}
-        classes, mean, std = map(settings.pop, ("classes", "mean", "std"))
-        model = build_model(ModelConfig(**settings), view["image_size"], len(classes), mean, std)
-        for key, variable in model_variables(model).items():
+        classes = settings.pop("classes")
+        model, variables = _built(saved, settings, view["image_size"], len(classes))
+        for key, variable in variables.items():
             variable.assign(saved.state.get(AVERAGE + key, saved.state[key]))
         return Trained(
             name=str(saved.path),
@@ -158,13 +161,27 @@ def _fit(fitter: Fitter, path: Path, out: npt.NDArray[np.uint8]) -> str | None:
     return None
 
 
+def _built(
+    saved: Checkpoint, settings: dict[str, Any], image_size: int, classes: int
+) -> tuple[keras.Model, dict[str, tf.Variable]]:
+    """Return the model of a checkpoint, untrained, and its variables by their names there."""
+    if settings["name"] == "own":
+        try:
+            return rebuild(settings["network"])
+        except DataError as error:
+            raise DataError(f"{saved.path}: {error}") from error
+    colours = settings.pop("mean"), settings.pop("std")
+    model = build_model(ModelConfig(**settings), image_size, classes, *colours)
+    return model, model_variables(model)
+
+
 def _exported(path: Path) -> Trained:
     model, description = read_layers(path)
     facts = json.loads(description)
     return Trained(
         name=facts["checkpoint"],
         step=facts["step"],
-        model=keras.Model(model.input, model.get_layer("logits").output, name=model.name),
+        model=keras.Model(model.input, model.get_layer(PROBABILITIES).input, name=model.name),
         classes=tuple(facts["classes"]),
         data=DataConfig(path=facts["dataset"], **{key: facts[key] for key in VIEW}),
         micro_batch=AT_ONCE,

@@ -17,6 +17,7 @@ from cluster.screen import Screen
 from cluster.stop import Stop
 
 GONE_SECONDS = "5"
+GPUS = "CUDA_VISIBLE_DEVICES"
 
 
 @contextmanager
@@ -39,8 +40,7 @@ def connected(config: JobConfig, screen: Screen, stop: Stop) -> Iterator[None]:
     except SystemExit as error:  # Ray's answer to SIGTERM
         raise StoppedError("stopped while Ray was starting: run it again") from error
     stop.listen()
-    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # GPUs are the workers'
-    with guarded() if is_own else nullcontext():
+    with _without_gpus(), guarded() if is_own else nullcontext():
         try:
             stop.check()
             plan = plan_workers(config, ray.cluster_resources())
@@ -49,3 +49,18 @@ def connected(config: JobConfig, screen: Screen, stop: Stop) -> Iterator[None]:
             yield
         finally:
             ray.shutdown()
+
+
+@contextmanager
+def _without_gpus() -> Iterator[None]:
+    """Hide GPUs, which are the workers', from this process.
+
+    No longer than this lasts: Ray would find none at a next launch.
+    """
+    before = os.environ.get(GPUS)
+    os.environ[GPUS] = ""
+    try:
+        yield
+    finally:
+        os.environ.pop(GPUS)
+        os.environ.update({} if before is None else {GPUS: before})

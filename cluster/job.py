@@ -40,16 +40,24 @@ from cluster.workers import WorkerGroup
 
 
 def run_job(
-    config: JobConfig, replace: bool, screen: Screen, stop: Stop, fit_memory: bool = False
+    config: JobConfig,
+    replace: bool,
+    screen: Screen,
+    stop: Stop,
+    fit_memory: bool = False,
+    network: bytes | None = None,
 ) -> dict[str, Any]:
     """Train as configured, in the run directory, and return what `summary.json` says.
 
     A run directory with checkpoints is gone on with; `replace` starts it from nothing instead.
-    With `fit_memory` the micro-batch is the largest that the ranks have memory for.
+    With `fit_memory` the micro-batch is the largest that the ranks have memory for. `network`, a
+    function as `pack` returns it, builds the model in the place of one of ours.
 
     Raises:
         AlexnetError: in one line, with its exit code, why there is no trained model.
     """
+    if config.model.name == "own" and network is None:
+        raise ConfigError("model.name = 'own': needs a network, which cluster.launch is given")
     config = config.with_absolute_paths()
     if isinstance(config.cluster.workers, int):
         config.check_workers(config.cluster.workers)
@@ -74,6 +82,7 @@ def run_job(
                     stop,
                     screen,
                     fit_memory,
+                    network,
                 ).run()
     except RayError as error:
         raise AlexnetError(f"Ray: {one_line(error)}") from error
@@ -94,10 +103,12 @@ class Job:
         stop: Stop,
         screen: Screen,
         fit_memory: bool,
+        network: bytes | None,
     ) -> None:
         self._config = config
         self._dataset = dataset
         self._fits = fit_memory  # the micro-batch is still to be fitted to the memory
+        self._network = network
         self._replace = replace
         self._directory = directory
         self._archive = archive
@@ -191,7 +202,7 @@ class Job:
             watch = Watch(
                 config, group, self._lease, self._stop, self._screen, history, self._begin, growth
             )
-            return watch.until_done(group.train(config, rendezvous, desk))
+            return watch.until_done(group.train(config, rendezvous, desk, self._network))
 
     def _saved_micro_batch(self) -> int | None:
         """Return that of the checkpoint to go on from, for a run whose own is to be fitted."""

@@ -12,6 +12,7 @@ from cluster.config import JobConfig
 from cluster.plan import Plan
 
 GIB = 1 << 30
+OWN = "own"  # a network of the user's
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,13 +46,8 @@ def _rows(
     images: dict[str, int],
     per_epoch: int,
 ) -> Iterator[tuple[str, str]]:
-    train, data = config.train, config.data
-    weights = _weights(config, len(dataset.classes))
-    yield (
-        "model",
-        f"{config.model.name}, {weights / 1e6:.1f} M parameters in {train.precision}, "
-        f"{data.image_size} x {data.image_size} pixels to {len(dataset.classes)} classes",
-    )
+    train, data, classes = config.train, config.data, len(dataset.classes)
+    yield "model", _model(config, classes)
     yield "data", f"{images[TRAIN]} images, {images.get(VALIDATION, 0)} held out: {data.path}"
     yield (
         "batch",
@@ -59,22 +55,36 @@ def _rows(
         f"{train.micro_batch}, on {_ranks(plan)}",
     )
     yield "rate", _rate(config.schedule, train.global_batch)
-    yield (
-        "steps",
-        f"{train.total_steps(per_epoch)}: {train.epochs} epochs of {per_epoch}"
-        + (f", at most {train.max_steps}" if train.max_steps else ""),
-    )
-    yield "memory", _memory(config, dataset, plan)
-    every = f"every {config.checkpoint.every} steps" if config.checkpoint.every else "at the end"
-    size = FLOAT * weights * (3 if train.ema_decay else 2)  # with momentum, and averages
-    yield (
-        "checkpoints",
-        f"{every}, {size / MIB:.0f} MiB each, {config.checkpoint.keep} kept: {archive}",
-    )
+    most = f", at most {train.max_steps}" if train.max_steps else ""
+    steps = train.total_steps(per_epoch)
+    yield "steps", f"{steps}: {train.epochs} epochs of {per_epoch}{most}"
+    if config.model.name != OWN:
+        yield "memory", _memory(config, dataset, plan)
+    yield "checkpoints", f"{_checkpoints(config, classes)}: {archive}"
     yield "run", config.run_dir
 
 
+def _model(config: JobConfig, classes: int) -> str:
+    size, weights = config.data.image_size, _weights(config, classes)
+    parameters = f"{weights / 1e6:.1f} M parameters in " if weights else ""
+    return (
+        f"{config.model.name}, {parameters}{config.train.precision}, {size} x {size} pixels to "
+        f"{classes} classes"
+    )
+
+
+def _checkpoints(config: JobConfig, classes: int) -> str:
+    every = f"every {config.checkpoint.every} steps" if config.checkpoint.every else "at the end"
+    copies = 3 if config.train.ema_decay else 2  # with momentum, and averages
+    size = FLOAT * copies * _weights(config, classes) / MIB
+    each = f", {size:.0f} MiB each" if size else ""
+    return f"{every}{each}, {config.checkpoint.keep} kept"
+
+
 def _weights(config: JobConfig, classes: int) -> int:
+    """The number of weights; 0, if only the ranks can tell."""
+    if config.model.name == OWN:
+        return 0
     layers = convolutions(config.model, config.data.image_size)
     dense = dense_layers(config.model, config.data.image_size, classes)
     return sum(layer.weights for layer in layers) + sum(dense)

@@ -27,6 +27,7 @@ from alexnet.hooks import (
     TensorBoard,
 )
 from alexnet.memory import return_what_is_freed
+from alexnet.own_model import Network
 from alexnet.profile import Profile
 from alexnet.records import EVALUATION, METRICS, JsonLines
 from alexnet.samples import KeepSamples
@@ -43,15 +44,17 @@ WARM_UP, TIMED = 2, 5  # steps of a rehearsal
 log = logging.getLogger(__name__)
 
 
-def train_rank(config: JobConfig, board: Board, desk: Desk) -> RankResult:
+def train_rank(
+    config: JobConfig, board: Board, desk: Desk, network: Network | None = None
+) -> RankResult:
     """Train as one of the ranks, the one that Horovod's environment variables describe.
 
-    Rank 0 writes its checkpoints on `desk`.
+    Rank 0 writes its checkpoints on `desk`. `network` builds the model in the place of one of ours.
     """
     threads = configure_tensorflow(config)
     exchange = HorovodExchange()
     try:
-        return _train(config.with_threads(threads), exchange, board, desk)
+        return _train(config.with_threads(threads), exchange, board, desk, network)
     finally:
         exchange.shutdown()
 
@@ -93,10 +96,16 @@ def configure_tensorflow(config: JobConfig) -> int:
     return threads
 
 
-def _train(config: JobConfig, exchange: HorovodExchange, board: Board, desk: Desk) -> RankResult:
+def _train(
+    config: JobConfig,
+    exchange: HorovodExchange,
+    board: Board,
+    desk: Desk,
+    network: Network | None,
+) -> RankResult:
     board.progress()
     log.info("rank %d of %d", exchange.rank, exchange.world_size)
-    task = Task.build(config, exchange, board.bad_row)
+    task = Task.build(config, exchange, board.bad_row, network)
     restored = _restore(task, desk) if exchange.rank == 0 else 0
     first_step = _agree(exchange, task.step, restored)
 

@@ -17,11 +17,10 @@ from datetime import datetime, timedelta
 from typing import Any
 
 import aiohttp
-import yaml
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
-from alexnet.config import flat
+from alexnet.config import overrides
 from alexnet.data.storage import refuse_credentials
 from alexnet.errors import EXIT_FAILED, EXIT_OK, EXIT_STOPPED, AlexnetError, ConfigError
 from cluster.config import JobConfig
@@ -48,9 +47,8 @@ def command(config: JobConfig) -> str:
         raise ConfigError(f"run_dir = {run!r}: a path on the cluster begins with /")
     if "://" not in data and not data.startswith("/"):
         raise ConfigError(f"data.path = {data!r}: on the cluster it begins with /, or is a URI")
-    settings = flat(config.model_dump(exclude_unset=True))
-    overrides = [_override(key, value) for key, value in settings.items()]
-    return shlex.join(["alexnet", "train", os.devnull, *overrides])
+    settings = overrides(config.model_dump(exclude_unset=True))
+    return shlex.join(["alexnet", "train", os.devnull, *settings])
 
 
 def new_name(config: JobConfig) -> str:
@@ -234,9 +232,3 @@ class _Log:
         if new:
             self._write(new)
             self._written = self._position
-
-
-def _override(key: str, value: Any) -> str:
-    """A setting as the override that `load` reads back."""
-    text = yaml.safe_dump(value, width=float("inf"), allow_unicode=True)
-    return f"{key}=" + text.removesuffix("...\n").removesuffix("\n")

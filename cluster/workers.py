@@ -27,6 +27,7 @@ from alexnet.memory import Memory, least, room
 from cluster.board import Board, RankResult, Status
 from cluster.config import JobConfig
 from cluster.errors import AttemptFailedError, NoResourcesError, ReplanError, one_line
+from cluster.parcel import unpack
 from cluster.plan import Plan, amounts
 from cluster.rendezvous import Rendezvous, assign_ranks
 from cluster.stop import Stop
@@ -34,6 +35,7 @@ from cluster.stop import Stop
 LOOPBACK = "127.0.0.1"
 LOOK_SECONDS = 0.5
 POLL_SECONDS = 0.25
+SMALLER = {True: "--fit-memory takes smaller micro-batches", False: "lower train.micro_batch"}
 OUT_OF_MEMORY = "ResourceExhaustedError"  # of TensorFlow, which the driver does not import
 ROOM_SECONDS = 1  # Ray takes whole ones
 log = logging.getLogger(__name__)
@@ -83,7 +85,12 @@ class Worker:
         return room(ranks, self.place().gpus)
 
     def train(
-        self, config: JobConfig, rank: int, environment: dict[str, str], desk: Desk
+        self,
+        config: JobConfig,
+        rank: int,
+        environment: dict[str, str],
+        desk: Desk,
+        network: bytes | None,
     ) -> RankResult | RankFailure:
         """Train as `rank`; its output goes to a log file of its own."""
         _log_to(config.run_path / "logs" / f"rank-{rank}.log")
@@ -91,9 +98,9 @@ class Worker:
         def work() -> RankResult:
             from cluster.rank import train_rank
 
-            return train_rank(config, self._board, desk)
+            return train_rank(config, self._board, desk, unpack(network) if network else None)
 
-        return _as_rank(rank, environment, work)
+        return _as_rank(rank, environment, work, can_fit=network is None)
 
     def rehearse(
         self, config: JobConfig, rank: int, environment: dict[str, str]
@@ -122,7 +129,9 @@ class Worker:
 T = TypeVar("T")
 
 
-def _as_rank(rank: int, environment: dict[str, str], work: Callable[[], T]) -> T | RankFailure:
+def _as_rank(
+    rank: int, environment: dict[str, str], work: Callable[[], T], can_fit: bool = True
+) -> T | RankFailure:
     """Return what comes of a rank's work, with its variables set before its imports."""
     os.environ.update(environment)
     try:
@@ -133,7 +142,7 @@ def _as_rank(rank: int, environment: dict[str, str], work: Callable[[], T]) -> T
     except Exception as error:
         traceback.print_exc()
         kind, text = type(error).__name__, " ".join(str(error).split())
-        advice = "; --fit-memory takes smaller micro-batches" if kind == OUT_OF_MEMORY else ""
+        advice = f"; {SMALLER[can_fit]}" if kind == OUT_OF_MEMORY else ""
         return RankFailure(
             rank=rank,
             message=f"rank {rank}: {kind}: {text[:500]}{advice}",
@@ -202,10 +211,12 @@ class WorkerGroup:
             raise AttemptFailedError(f"a worker told no memory: {one_line(error)}") from error
         return least(rooms)
 
-    def train(self, config: JobConfig, rendezvous: Rendezvous, desk: Desk) -> list[Any]:
+    def train(
+        self, config: JobConfig, rendezvous: Rendezvous, desk: Desk, network: bytes | None
+    ) -> list[Any]:
         """Start training on every rank; return a Ray reference a rank, in order."""
         return [
-            worker.train.remote(config, rank, environment, desk)
+            worker.train.remote(config, rank, environment, desk, network)
             for rank, worker, environment in self._ranks(config, rendezvous)
         ]
 

@@ -3,12 +3,14 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 from benchmarks.environments import make_environment
 from benchmarks.faults.networks import joined, limit
 from benchmarks.steps.peers import RUNNER, Measured, Peer, run
 from tests.clusters import Host
 
+T = TypeVar("T")
 Samples = dict[str, list[float]]  # by figure
 
 
@@ -80,7 +82,7 @@ def _in_words(peer: Peer) -> str:
     return " ".join([peer.program, f"{peer.ranks} x {peer.batch}", *peer.arguments])
 
 
-def in_turns(names: Iterable[str], number: int) -> list[str]:
+def in_turns(names: Iterable[T], number: int) -> list[T]:
     """Return the order of a round: every other one goes backwards, so that drift cancels out."""
     return list(names)[:: -1 if number % 2 else 1]
 
