@@ -178,20 +178,23 @@ def test_a_file_where_ray_wants_a_folder(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize(
-    ("found", "is_alone", "status"),
+    ("found", "is_alone", "has_route", "status"),
     [
-        (["10.0.0.7"], True, "ok"),
-        (["10.0.0.7"], False, "ok"),
-        (["127.0.1.1"], True, "ok"),  # as Debian writes it
-        (["127.0.1.1"], False, "warning"),
-        (["::1", "127.0.0.1"], False, "warning"),
-        (["10.0.0.8"], True, "warning"),
-        ([], True, "warning"),
+        (["10.0.0.7"], True, True, "ok"),
+        (["10.0.0.7"], False, True, "ok"),
+        (["127.0.1.1"], True, True, "ok"),  # as Debian writes it
+        (["127.0.1.1"], True, False, "ok"),
+        (["127.0.1.1"], False, True, "warning"),
+        (["::1", "127.0.0.1"], False, True, "warning"),
+        (["10.0.0.8"], True, True, "warning"),
+        (["10.0.0.8"], True, False, "problem"),
+        ([], True, True, "warning"),
+        ([], True, False, "problem"),
     ],
 )
-def test_where_a_name_leads(found: list[str], is_alone: bool, status: str) -> None:
+def test_where_a_name_leads(found: list[str], is_alone: bool, has_route: bool, status: str) -> None:
     own = {"127.0.0.1", "::1", "10.0.0.7", "fe80::1", "02:42:ac:11:00:02"}
-    finding = network.name_leads_to("here", found, own, is_alone)
+    finding = network.name_leads_to("here", found, own, is_alone=is_alone, has_route=has_route)
     assert finding.status == status
     assert ("`10.0.0.7 here`" in finding.remedy) == (status != "ok")
 

@@ -20,7 +20,7 @@ ADDRESS = re.compile(r"(?:ray://)?\[?([^/\]]+?)\]?:(\d+)")
 def hostname(subject: Subject) -> Finding:
     """Whether this machine's name leads to an address of its own that others can reach.
 
-    Ranks here meet without it: on one machine on loopback, and else by Ray's address.
+    Ranks meet by Ray's address, and Ray goes by the name only where there is no route to others.
     """
     name = socket.gethostname()
     own = {entry.address.split("%")[0] for each in psutil.net_if_addrs().values() for entry in each}
@@ -29,21 +29,35 @@ def hostname(subject: Subject) -> Finding:
     except OSError:
         entries = []
     found = sorted({str(entry[4][0]).split("%")[0] for entry in entries})
-    return name_leads_to(name, found, own, is_alone=subject.ray_address is None)
+    is_alone = subject.ray_address is None
+    return name_leads_to(name, found, own, is_alone=is_alone, has_route=_has_route())
 
 
-def name_leads_to(name: str, found: Sequence[str], own: Set[str], is_alone: bool) -> Finding:
+def name_leads_to(
+    name: str, found: Sequence[str], own: Set[str], *, is_alone: bool, has_route: bool
+) -> Finding:
     """Judge the addresses `found` for a machine that has its `own`, and ranks on others or not."""
-    outward = next((each for each in sorted(own) if _is_outward(each)), "ADDRESS")
+    outward = next((each for each in sorted(own) if _is_outward(each)), "127.0.0.1")
     remedy = f"in /etc/hosts, `{outward} {name}` in the place of what it has for {name}"
+    severity = warning if has_route else problem
     shown = f"{name} is {', '.join(found)}"
     if not found:
-        return warning(f"{name} does not resolve", remedy)
+        return severity(f"{name} does not resolve", remedy)
     if strange := [each for each in found if each not in own and not _is_loopback(each)]:
-        return warning(f"{shown}; {strange[0]} is not this machine's", remedy)
+        return severity(f"{shown}; {strange[0]} is not this machine's", remedy)
     if any(map(_is_loopback, found)) and not is_alone:
         return warning(f"{shown}: other machines cannot reach that", remedy)
     return ok(shown)
+
+
+def _has_route() -> bool:
+    """Whether there is a way to other networks; nothing is sent."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+        try:
+            client.connect(("192.0.2.1", 9))
+        except OSError:
+            return False
+    return True
 
 
 def _is_loopback(address: str) -> bool:
