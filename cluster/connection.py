@@ -10,7 +10,7 @@ from ray.exceptions import RayError
 
 from alexnet.errors import AlexnetError
 from cluster.config import JobConfig
-from cluster.errors import StoppedError, refusal
+from cluster.errors import StoppedError, one_line, refusal
 from cluster.guard import guarded
 from cluster.plan import plan_workers
 from cluster.screen import Screen
@@ -47,6 +47,8 @@ def connected(config: JobConfig, screen: Screen, stop: Stop) -> Iterator[None]:
             if is_own:  # no node will ever join it
                 plan.check_fits(ray.cluster_resources())
             yield
+        except RayError as error:
+            raise AlexnetError(f"Ray: {one_line(error)}") from error
         finally:
             ray.shutdown()
 

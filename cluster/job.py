@@ -4,7 +4,6 @@ from contextlib import ExitStack, suppress
 from typing import Any
 
 import ray
-from ray.exceptions import RayError
 
 from alexnet.archive import Archive, open_archive
 from alexnet.data.shards import ShardSet
@@ -36,7 +35,7 @@ from cluster.run_directory import RunDirectory
 from cluster.screen import Screen
 from cluster.stop import Stop
 from cluster.watch import Watch
-from cluster.workers import WorkerGroup
+from cluster.worker_group import WorkerGroup
 
 
 def run_job(
@@ -63,29 +62,25 @@ def run_job(
         config.check_workers(config.cluster.workers)
     history = History()
     directory = RunDirectory(config.run_path)
-    with stop.at_once():
-        dataset = prepared_data(config, screen)
+    dataset = prepared_data(config, screen, stop)
     if fit_memory:
         reserve_little()
-    try:
-        with connected(config, screen, stop):
-            archive = open_archive(config.run_path, config.checkpoint.path)
-            with Lease(config.run_path, archive) as lease:
-                return Job(
-                    config,
-                    dataset,
-                    replace,
-                    directory,
-                    archive,
-                    lease,
-                    history,
-                    stop,
-                    screen,
-                    fit_memory,
-                    network,
-                ).run()
-    except RayError as error:
-        raise AlexnetError(f"Ray: {one_line(error)}") from error
+    with connected(config, screen, stop):
+        archive = open_archive(config.run_path, config.checkpoint.path)
+        with Lease(config.run_path, archive) as lease:
+            return Job(
+                config,
+                dataset,
+                replace,
+                directory,
+                archive,
+                lease,
+                history,
+                stop,
+                screen,
+                fit_memory,
+                network,
+            ).run()
 
 
 class Job:

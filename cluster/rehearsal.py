@@ -3,7 +3,6 @@
 from typing import Any
 
 import ray
-from ray.exceptions import RayError
 
 from alexnet.archive import open_archive
 from alexnet.data.shards import ShardSet
@@ -11,7 +10,6 @@ from alexnet.errors import AlexnetError
 from cluster.config import JobConfig
 from cluster.connection import connected
 from cluster.dataset import prepared_data
-from cluster.errors import one_line
 from cluster.fit import fitted, reserve_little
 from cluster.plan import Plan, plan_workers
 from cluster.preview import preview
@@ -19,7 +17,8 @@ from cluster.rendezvous import Rendezvous
 from cluster.run_directory import RunDirectory
 from cluster.screen import Screen
 from cluster.stop import Stop
-from cluster.workers import RankFailure, WorkerGroup
+from cluster.worker import RankFailure
+from cluster.worker_group import WorkerGroup
 
 
 def rehearse(config: JobConfig, screen: Screen, stop: Stop, fit_memory: bool) -> None:
@@ -30,17 +29,13 @@ def rehearse(config: JobConfig, screen: Screen, stop: Stop, fit_memory: bool) ->
     """
     config = config.with_absolute_paths()
     RunDirectory(config.run_path)
-    with stop.at_once():
-        dataset = prepared_data(config, screen)
+    dataset = prepared_data(config, screen, stop)
     if fit_memory:
         reserve_little()
-    try:
-        with connected(config, screen, stop):
-            plan = plan_workers(config, ray.cluster_resources())
-            with WorkerGroup(config, plan, stop, lambda: plan) as group:
-                _rehearse(config, dataset, plan, group, screen, fit_memory)
-    except RayError as error:
-        raise AlexnetError(f"Ray: {one_line(error)}") from error
+    with connected(config, screen, stop):
+        plan = plan_workers(config, ray.cluster_resources())
+        with WorkerGroup(config, plan, stop, lambda: plan) as group:
+            _rehearse(config, dataset, plan, group, screen, fit_memory)
 
 
 def _rehearse(

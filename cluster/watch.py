@@ -19,7 +19,8 @@ from cluster.plan import Plan
 from cluster.screen import Screen
 from cluster.stop import Stop
 from cluster.stragglers import Stragglers
-from cluster.workers import RankFailure, WorkerGroup
+from cluster.worker import RankFailure
+from cluster.worker_group import WorkerGroup
 
 POLL_SECONDS = 0.25
 PEER_GRACE_SECONDS = 2.0
