@@ -18,7 +18,7 @@ from cluster.cli.options import OVERRIDES
 def doctor(config: Path | None, overrides: tuple[str, ...], as_json: bool) -> None:
     """Check this machine and, with CONFIG, what it names; say how to mend what is wrong.
 
-    Takes about half a minute, most of it for two processes that train a step together. Run it on
+    Takes less than a minute, most of it for two processes that train a step together. Run it on
     every node. Exit code: 1 if there is a problem; warnings are none.
     """
     from rich.console import Console
