@@ -100,7 +100,10 @@ def run(peer: Peer, steps: int, *more: str, hosts: Sequence[Host] = ()) -> Measu
             )
             stack.callback(process.kill)
             processes.append(process)
-        outputs = [process.communicate(timeout=HUNG_SECONDS)[0] for process in processes]
+        try:
+            outputs = [process.communicate(timeout=HUNG_SECONDS)[0] for process in processes]
+        except subprocess.TimeoutExpired:
+            raise Missed(f"{peer.program}: not over after {HUNG_SECONDS:.0f} s") from None
         for rank, process in enumerate(processes):
             if process.returncode:
                 said = Path(folder, f"{rank}.log").read_text()[-1500:]
