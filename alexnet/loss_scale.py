@@ -4,6 +4,7 @@ import tensorflow as tf
 
 FIRST = 2.0**15
 GROW_AFTER = 2000  # steps
+PREFIX = "loss_scale/"  # of its variables' names in a checkpoint
 
 
 class LossScale:
@@ -18,7 +19,7 @@ class LossScale:
         """Begin with 2 ** 15."""
         self.scale = tf.Variable(FIRST, trainable=False)
         self._steps = tf.Variable(0, trainable=False)  # since the last change
-        self.variables = {"loss_scale/scale": self.scale, "loss_scale/steps": self._steps}
+        self.variables = {f"{PREFIX}scale": self.scale, f"{PREFIX}steps": self._steps}
 
     def adapt(self, finite: tf.Tensor) -> tf.Tensor:
         """Take note of a step; return whether the scale was too large for it.

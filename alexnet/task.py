@@ -4,8 +4,8 @@ import json
 import logging
 import reprlib
 import zlib
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from alexnet.evaluation import Evaluator
 from alexnet.exact import FixedPoint, Float32
 from alexnet.exchange import Exchange, of_all_ranks
 from alexnet.factored import layers_to_factor, multiply_alike
-from alexnet.loss_scale import LossScale
+from alexnet.loss_scale import PREFIX, LossScale
 from alexnet.model import build_model
 from alexnet.optimizer import build_optimizer
 from alexnet.own_model import Network, build_own, describe
@@ -171,9 +171,20 @@ class Task:
                     f"{saved.path}: a checkpoint of another {group}: {found}; name another run_dir "
                     "or pass --replace"
                 )
-        saved.check_fits(self.step.variables)
-        for name, variable in self.step.variables.items():
-            variable.assign(saved.state[name])
+        # The precision may be another one now: a loss scale then begins, or is left behind.
+        variables, state = _without_scale(self.step.variables, saved.state)
+        replace(saved, state=state).check_fits(variables)
+        for name, variable in variables.items():
+            variable.assign(state[name])
+
+
+def _without_scale(
+    one: Mapping[str, Any], other: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return both without a loss scale that only one of them has."""
+    odd = {name for name in {*one} ^ {*other} if name.startswith(PREFIX)}
+    first, second = ({k: v for k, v in each.items() if k not in odd} for each in (one, other))
+    return first, second
 
 
 def open_dataset(config: DataConfig) -> ShardSet:
