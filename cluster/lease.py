@@ -73,6 +73,7 @@ class Lease:
         self._renew = renew
         self._expire = expire
         self._end = threading.Event()
+        self._writing = threading.Lock()  # by the thread that renews, and by the driver
         self._thread = threading.Thread(target=self._keep, name="lease", daemon=True)
         self._lost = False
         self._desk: Desk | None = None
@@ -94,8 +95,7 @@ class Lease:
                     f"{self._run}: in use by another job, process {before['pid']} on "
                     f"{before['host']}; wait for its end, or name another run_dir"
                 )
-            self._record["generation"] = before["generation"] if before else 0
-            self._write()
+            self._write(generation=before["generation"] if before else 0)
         self._thread.start()
         return self
 
@@ -105,8 +105,7 @@ class Lease:
         if self.held:
             if self._desk:
                 self._desk.leave()
-            self._record["holder"] = None
-            self._write()
+            self._write(holder=None)
 
     @property
     def held(self) -> bool:
@@ -121,8 +120,7 @@ class Lease:
     def next_desk(self) -> Desk:
         """Begin an attempt: return the desk from which its rank 0 commits checkpoints."""
         self.check()
-        self._record["generation"] += 1
-        self._write()
+        self._write(generation=self._record["generation"] + 1)
         name = f"{self._record['generation']}-{self._record['holder']}"
         self._desk = self._archive.take_over(name)
         return self._desk
@@ -133,17 +131,18 @@ class Lease:
                 if not self._is_mine():
                     self._lost = True
                     return
-                self._record["beat"] += 1
-                self._write()
+                self._write(beat=self._record["beat"] + 1)
 
     def _is_mine(self) -> bool:
         record = read_lease(self._run)
         return record is not None and record["holder"] == self._record["holder"]
 
-    def _write(self) -> None:
-        partial = self._run / f".{LEASE}.{self._record['pid']}"
-        partial.write_text(json.dumps(self._record) + "\n")
-        partial.rename(self._run / LEASE)
+    def _write(self, **changes: Any) -> None:
+        with self._writing:
+            self._record |= changes
+            partial = self._run / f".{LEASE}.{self._record['pid']}"
+            partial.write_text(json.dumps(self._record) + "\n")
+            partial.rename(self._run / LEASE)
 
 
 @contextmanager

@@ -61,6 +61,15 @@ def test_a_lease_is_given_back(tmp_path: Path) -> None:
         assert desks(tmp_path) == []
 
 
+def test_attempts_begin_while_the_lease_is_renewed(tmp_path: Path) -> None:
+    """Both write it; neither takes the other's half-written one away."""
+    archive = FolderArchive(tmp_path / "checkpoints")
+    with Lease(tmp_path, archive, renew=1e-5) as mine:
+        for _ in range(500):
+            mine.next_desk()
+    assert json.loads((tmp_path / "lease.json").read_text())["generation"] == 500
+
+
 def test_each_attempt_takes_the_desk_of_the_one_before(tmp_path: Path) -> None:
     with lease(tmp_path) as mine:
         first, second = mine.next_desk(), mine.next_desk()
