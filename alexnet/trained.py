@@ -62,8 +62,10 @@ class Trained:
             best: of a run, the one that scored highest while it was trained.
 
         Raises:
-            DataError: no checkpoint that verifies.
+            DataError: nothing of that name, or no checkpoint that verifies.
         """
+        if "://" not in name and not Path(name).exists():
+            raise DataError(f"{name}: no such run, checkpoint or export (see `alexnet runs`)")
         if Path(name).suffix in WITH_LAYERS and not best:
             return _exported(Path(name))
         saved = _best(name) if best else _newest(name)
@@ -93,8 +95,9 @@ class Trained:
         dataset = open_dataset(data)
         if dataset.classes != self.classes:
             raise ConfigError(
-                f"{data.path}: its {len(dataset.classes)} classes are not the "
-                f"{len(self.classes)} that {self.name} was trained on"
+                f"{data.path}: its classes ({_in_short(dataset.classes)}) are not the "
+                f"{len(self.classes)} that {self.name} was trained on "
+                f"({_in_short(self.classes)}); name a set with these"
             )
         score = evaluator(self.model, dataset, data, self.micro_batch, Alone())
         scores, confusion = score(), score.confusion
@@ -186,6 +189,11 @@ def _exported(path: Path) -> Trained:
         data=DataConfig(path=facts["dataset"], **{key: facts[key] for key in VIEW}),
         micro_batch=AT_ONCE,
     )
+
+
+def _in_short(classes: tuple[str, ...]) -> str:
+    shown = ", ".join(classes[:4])
+    return f"{shown} and {len(classes) - 4} more" if len(classes) > 4 else shown
 
 
 def _newest(name: str) -> Checkpoint:

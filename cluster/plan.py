@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from alexnet.errors import ConfigError
 from cluster.config import Auto, JobConfig
 
+LESS = "lower cluster.workers, cluster.cpus_per_worker or cluster.gpus_per_worker"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
@@ -34,7 +36,7 @@ class Plan:
         """Raise ConfigError if a machine that has no more than `has` has no room."""
         if not self.fits(has):
             raise ConfigError(
-                f"not enough resources: {self} asked for, this machine has {amounts(has)}"
+                f"not enough resources: {self} asked for, this machine has {amounts(has)}; {LESS}"
             )
 
 

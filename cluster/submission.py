@@ -212,7 +212,10 @@ class JobApi:
                 raise ConfigError(
                     f"{self._address} has had a job {name!r}: name another"
                 ) from error
-            raise NoAnswerError(f"no answer from {self._address}: {said}") from error
+            raise NoAnswerError(
+                f"no answer from {self._address}: {said.rstrip('.')}; another address is given "
+                "with --address or in RAY_API_SERVER_ADDRESS"
+            ) from error
 
 
 class _Log:

@@ -17,7 +17,7 @@ from alexnet.memory import Memory, least
 from cluster.board import Status
 from cluster.config import JobConfig
 from cluster.errors import AttemptFailedError, NoResourcesError, ReplanError, one_line
-from cluster.plan import Plan, amounts
+from cluster.plan import LESS, Plan, amounts
 from cluster.rendezvous import Rendezvous, assign_ranks
 from cluster.stop import Stop
 from cluster.worker import Place, Worker
@@ -194,7 +194,7 @@ class WorkerGroup:
             if time.monotonic() > deadline:
                 raise NoResourcesError(
                     f"not enough resources: {self._plan} asked for, the cluster has "
-                    f"{amounts(ray.cluster_resources())}; waited {self._timeout:.0f} s"
+                    f"{amounts(ray.cluster_resources())}; waited {self._timeout:.0f} s; {LESS}"
                 )
 
     def _await_places(self) -> list[Place]:

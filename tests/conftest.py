@@ -40,3 +40,20 @@ def image_tree(tmp_path: Path) -> ImageTree:
         return folder
 
     return make
+
+
+@pytest.fixture(scope="session")
+def untrained_run(tmp_path_factory: pytest.TempPathFactory, digits: Path) -> Path:
+    """A run directory with a checkpoint of digits at step 7. Shared: not to be written to."""
+    from alexnet.archive import open_archive
+    from alexnet.config import RunConfig
+    from alexnet.exchange import Alone
+    from alexnet.task import Task
+
+    run = tmp_path_factory.mktemp("run")
+    data = {"path": str(digits), "image_size": 67}
+    task = Task.build(RunConfig.model_validate({"data": data, "seed": 5}), Alone())
+    state = {name: value.numpy() for name, value in task.step.variables.items()}
+    open_archive(run, None).take_over("test").write(7, state, task.facts)
+    (run / "config.yaml").write_text("checkpoint: {every: 5}")
+    return run

@@ -7,8 +7,7 @@ import sys
 import tarfile
 import time
 import zipfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
 
@@ -23,6 +22,7 @@ from alexnet.data.shards import ShardSet
 from alexnet.data.storage import RangeCache
 from alexnet.errors import EXIT_CONFIG, EXIT_DATA, EXIT_OK, DataError
 from tests.clusters import ROOT
+from tests.disks import small_disk
 from tests.test_images import (
     ANIMATED,
     COLOUR,
@@ -297,23 +297,6 @@ def test_writers_that_start_together_leave_one_whole_set(tmp_path: Path) -> None
         if writer.returncode:
             assert "preparation" in (said := refusal(writer)) or "holds a prepared set" in said
     assert verify(str(out)) == []
-
-
-@contextmanager
-def small_disk(folder: Path, size: str) -> Iterator[Path]:
-    """A file system of its own, that takes no more than `size`."""
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
-    try:
-        mounted = subprocess.run(mount, capture_output=True, timeout=60).returncode == 0
-    except FileNotFoundError:
-        mounted = False
-    if not mounted:
-        pytest.skip("cannot mount a file system here")
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", "-l", str(folder)], check=True, timeout=60)
 
 
 def test_a_full_disk_is_told_and_prepare_goes_on_when_there_is_room(tmp_path: Path) -> None:

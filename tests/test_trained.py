@@ -8,32 +8,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from alexnet.archive import open_archive
-from alexnet.config import RunConfig
 from alexnet.data.shards import ShardSet
 from alexnet.errors import ConfigError, DataError
-from alexnet.exchange import Alone
-from alexnet.task import Task
 from alexnet.trained import Trained, image_files
 
 EXIF_ORIENTATION, ON_ITS_SIDE = 0x0112, 6
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory, digits: Path) -> Path:
-    """A run directory with a checkpoint, and what a config leaves there."""
-    run = tmp_path_factory.mktemp("run")
-    data = {"path": str(digits), "image_size": 67}
-    task = Task.build(RunConfig.model_validate({"data": data, "seed": 5}), Alone())
-    state = {name: value.numpy() for name, value in task.step.variables.items()}
-    open_archive(run, None).take_over("test").write(7, state, task.facts)
-    (run / "config.yaml").write_text("checkpoint: {every: 5}")
-    return run
-
-
-@pytest.fixture(scope="module")
-def trained(run: Path) -> Trained:
-    return Trained.load(str(run))
+def trained(untrained_run: Path) -> Trained:
+    return Trained.load(str(untrained_run))
 
 
 @pytest.fixture
@@ -131,18 +115,22 @@ def test_a_folder_gives_its_images_in_order(tmp_path: Path) -> None:
         image_files([str(tmp_path / "bare")])
 
 
-def test_a_set_of_other_classes_is_refused(run: Path, digits: Path, tmp_path: Path) -> None:
+def test_a_set_of_other_classes_is_refused(
+    untrained_run: Path, digits: Path, tmp_path: Path
+) -> None:
     other = tmp_path / "other"
     other.mkdir()
     tree = json.loads((digits / "manifest.json").read_text())
     tree["classes"][0] = "nought"
     (other / "manifest.json").write_text(json.dumps(tree))
-    with pytest.raises(ConfigError, match="classes are not the 10"):
-        Trained.load(str(run)).evaluate(str(other))
+    with pytest.raises(ConfigError, match="are not the 10"):
+        Trained.load(str(untrained_run)).evaluate(str(other))
 
 
-def test_no_checkpoint_is_told(tmp_path: Path, run: Path) -> None:
+def test_no_checkpoint_is_told(tmp_path: Path, untrained_run: Path) -> None:
     with pytest.raises(DataError, match="not a checkpoint"):
         Trained.load(str(tmp_path))
+    with pytest.raises(DataError, match="no such run, checkpoint or export"):
+        Trained.load(str(tmp_path / "none"))
     with pytest.raises(DataError, match="no run with a best checkpoint"):
-        Trained.load(str(run), best=True)
+        Trained.load(str(untrained_run), best=True)

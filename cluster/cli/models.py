@@ -1,16 +1,47 @@
 """Verbs of what has been trained: evaluate, predict, export, report."""
 
+import importlib
 import json
 import os
 from pathlib import Path
+from tempfile import TemporaryFile
+from typing import Any
 
 import click
 
 from alexnet.errors import DataError
 from cluster.cli.options import BEST
 
+STDERR = 2
 
-@click.command()
+
+class _WithTensorFlow(click.Command):
+    """A verb that has TensorFlow in its own process."""
+
+    def invoke(self, context: click.Context) -> Any:
+        _import_tensorflow()
+        return super().invoke(context)
+
+
+def _import_tensorflow() -> None:
+    """Import it without its banners, which some of its libraries write whatever the log level."""
+    has_gpu = Path("/dev/nvidiactl").exists()  # otherwise it is no error that none is found
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2" if has_gpu else "3")
+    shown = os.dup(STDERR)
+    with TemporaryFile() as said:
+        os.dup2(said.fileno(), STDERR)
+        try:
+            importlib.import_module("tensorflow")
+        except BaseException:
+            said.seek(0)
+            os.write(shown, said.read())
+            raise
+        finally:
+            os.dup2(shown, STDERR)
+            os.close(shown)
+
+
+@click.command(cls=_WithTensorFlow)
 @click.argument("checkpoint")
 @click.argument("dataset", required=False)
 @BEST
@@ -24,7 +55,7 @@ def evaluate(checkpoint: str, dataset: str | None, best: bool) -> None:
     click.echo(json.dumps(Trained.load(checkpoint, best).evaluate(dataset)))
 
 
-@click.command()
+@click.command(cls=_WithTensorFlow)
 @click.argument("model")
 @click.argument("images", nargs=-1, required=True)
 @BEST
@@ -54,7 +85,7 @@ def predict(model: str, images: tuple[str, ...], best: bool, top: int, as_json: 
         raise DataError(f"{problems} of {len(files)} could not be read as images")
 
 
-@click.command()
+@click.command(cls=_WithTensorFlow)
 @click.argument("model")
 @click.argument("out")
 @BEST
@@ -76,7 +107,7 @@ def export(model: str, out: str, best: bool, images: str | None) -> None:
     click.echo(f"{out}: at most {found.difference:.1e} from the checkpoint on {found.images}")
 
 
-@click.command()
+@click.command(cls=_WithTensorFlow)
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("--out", type=click.Path(path_type=Path), help="Instead of report.html in RUN.")
 def report(run: Path, out: Path | None) -> None:
