@@ -1,6 +1,7 @@
 """What several test modules need: a prepared set, and folders of small images."""
 
 import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from PIL import Image
 from alexnet.data.prepare import prepare
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # before TensorFlow reads it
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell in the background ignores it
 settings.register_profile("unhurried", deadline=None)  # a busy machine is no failure
 settings.load_profile("unhurried")
 
