@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 
 import ray
+from ray._private import worker as ray_worker
 from ray.exceptions import RayError
 
 from alexnet.errors import AlexnetError
@@ -40,7 +41,7 @@ def connected(config: JobConfig, screen: Screen, stop: Stop) -> Iterator[None]:
     except SystemExit as error:  # Ray's answer to SIGTERM
         raise StoppedError("stopped while Ray was starting: run it again") from error
     stop.listen()
-    with _without_gpus(), guarded() if is_own else nullcontext():
+    with _without_gpus(), _without_repeats(), guarded() if is_own else nullcontext():
         try:
             stop.check()
             plan = plan_workers(config, ray.cluster_resources())
@@ -51,6 +52,21 @@ def connected(config: JobConfig, screen: Screen, stop: Stop) -> Iterator[None]:
             raise AlexnetError(f"Ray: {one_line(error)}") from error
         finally:
             ray.shutdown()
+
+
+@contextmanager
+def _without_repeats() -> Iterator[None]:
+    """Keep off our output what Ray prints on it from its logs, whatever `log_to_driver` says.
+
+    A lost worker, for one, is told of by whoever notices it here.
+    """
+    printing = "print_to_stdstream"  # a function of Ray's that no setting stands for
+    before = getattr(ray_worker, printing)
+    setattr(ray_worker, printing, lambda *_, **__: None)
+    try:
+        yield
+    finally:
+        setattr(ray_worker, printing, before)
 
 
 @contextmanager
