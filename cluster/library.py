@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from os import PathLike
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -40,12 +39,13 @@ def launch(
     from cluster.config import JobConfig
     from cluster.job import run_job
     from cluster.parcel import pack
+    from cluster.presets import find
     from cluster.screen import Screen
     from cluster.stop import Stop
 
     packed = pack(network)
     own = [*overrides, *as_overrides(settings), "model.name=own"]
-    job = load(JobConfig, None if config is None else Path(config), own)
+    job = load(JobConfig, None if config is None else find(str(config)), own)
     with Stop() as stop, Screen(Console()) as screen:
         summary = run_job(job, replace, screen, stop, network=packed)
         screen.end(summary)

@@ -100,6 +100,8 @@ REJECTED = {
     "bomb.jpg": (large_jpeg(13_000, 13_000), "13000 x 13000 pixels, at most 64000000 allowed"),
     "zero bytes.png": (b"", "an empty file"),
     "text.jpg": (b"not an image", "not an image"),
+    "phone.HEIC": (b"anything", "HEIC is not read: save it as JPEG or PNG"),
+    "scan.tiff": (encode(COLOUR, "TIFF"), "TIFF is not read: save it as JPEG or PNG"),
 }
 
 
@@ -121,7 +123,7 @@ def test_odd_images_become_right_pixels_and_bad_ones_are_listed(tmp_path: Path) 
     assert (process.returncode, errors(process)) == (EXIT_OK, [])
     dataset = ShardSet.open(out)
     assert dataset.classes == tuple(CLASSES)
-    assert dataset.rejected == 4
+    assert dataset.rejected == len(REJECTED) + 1
     listed = (out / "rejected.csv").read_text()
     for name, (_, reason) in REJECTED.items():
         assert f"train/{CLASSES[1]}/{name}," in listed

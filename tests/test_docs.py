@@ -21,6 +21,9 @@ PAGES = [ROOT / "README.md", ROOT / "k8s" / "README.md", *sorted(ROOT.glob("docs
 ELSEWHERE = {
     "make": "tests/e2e",
     "kubectl": "tests/test_manifests.py",
+    "podman": "tests/e2e",
+    "git": ".ci/run",
+    "source": "tests/test_docs.py",
     "ray": "tests/test_job.py",
     "export": "tests/test_docs.py",
     "sed": "tests/test_manifests.py",

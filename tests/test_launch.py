@@ -138,9 +138,8 @@ def test_the_walk_through(digits: Path, cluster: RayCluster, tmp_path: Path) -> 
     """Each Python block of docs/own-model.md, in order, with two steps of small batches."""
     (tmp_path / "configs").mkdir()
     (tmp_path / "configs" / "smoke.yaml").write_text(CONFIG.format(data=digits))
-    blocks = BLOCK.findall((ROOT / "docs" / "own-model.md").read_text())
-    assert len(blocks) == 3
-    for at, block in enumerate(blocks):
+    own, resnet, ending, use = BLOCK.findall((ROOT / "docs" / "own-model.md").read_text())
+    for at, block in enumerate([own[: own.index("launch(network")] + ending, resnet, use]):
         (tmp_path / f"{at}.py").write_text(block)
         python(tmp_path, cluster, f"{at}.py", timeout=900)
     for run, name in [("small", "sequential"), ("resnet", "resnet50")]:

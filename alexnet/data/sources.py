@@ -31,6 +31,7 @@ SPLIT_NAMES = {
     **dict.fromkeys(("validation", "valid", "val", "test", "test_set"), VALIDATION),
 }
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif"}
+OTHER_SUFFIXES = {".heic", ".heif", ".avif", ".tif", ".tiff"}  # told, not passed over
 DAMAGE = (  # what Python's readers of archives raise
     tarfile.TarError,
     zipfile.BadZipFile,
@@ -269,6 +270,8 @@ def tree(files: Files, validation_share: float) -> Source:
     def read(item: Item) -> bytes:
         if item.size > MAX_BYTES:
             raise DataError(f"{item.size} bytes, at most {MAX_BYTES} allowed")
+        if (suffix := PurePosixPath(item.key).suffix.lower()) in OTHER_SUFFIXES:
+            raise DataError(f"{suffix[1:].upper()} is not read: save it as JPEG or PNG")
         return files.read(item.key)
 
     return Source(items=items, read=read)
@@ -280,7 +283,9 @@ def _items(
     images = sorted(
         path
         for path in map(PurePosixPath, sizes)
-        if path.suffix.lower() in IMAGE_SUFFIXES and not _hidden(path) and len(path.parts) > 1
+        if path.suffix.lower() in IMAGE_SUFFIXES | OTHER_SUFFIXES
+        and not _hidden(path)
+        and len(path.parts) > 1
     )
     for path in images:
         _check_name(origin, path)

@@ -3,19 +3,18 @@
 import json
 import os
 import sys
-from pathlib import Path
 
 import click
 
 from alexnet.errors import EXIT_FAILED, EXIT_OK
-from cluster.cli.options import OVERRIDES
+from cluster.cli.options import OVERRIDES, settings_of
 
 
 @click.command()
-@click.argument("config", required=False, type=click.Path(path_type=Path))
+@click.argument("config", required=False)
 @OVERRIDES
 @click.option("--json", "as_json", is_flag=True, help="One JSON object, with all checks.")
-def doctor(config: Path | None, overrides: tuple[str, ...], as_json: bool) -> None:
+def doctor(config: str | None, overrides: tuple[str, ...], as_json: bool) -> None:
     """Check this machine and, with CONFIG, what it names; say how to mend what is wrong.
 
     Takes less than a minute, most of it for two processes that train a step together. Run it on
@@ -23,12 +22,10 @@ def doctor(config: Path | None, overrides: tuple[str, ...], as_json: bool) -> No
     """
     from rich.console import Console
 
-    from alexnet.config import load
-    from cluster.config import JobConfig
     from cluster.doctor import report
     from cluster.doctor.checks import examine
 
-    job = load(JobConfig, config, overrides) if config else None
+    job = settings_of(config, overrides) if config else None
     console, found = Console(), []
     for name, finding in examine(job):
         found.append((name, finding))

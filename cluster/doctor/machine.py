@@ -42,7 +42,7 @@ def gpus(subject: Subject) -> Finding:
     if seen < visible:
         return problem(
             f"{found}; TensorFlow sees {seen} of {visible}: ranks would train on CPUs",
-            "pip install -r requirements/gpu.lock (`make setup`), with a driver from 525 on",
+            "a driver from 525 on, then rm .venv/.ready; make setup",
         )
     return ok(found if visible == len(listed) else f"{found}; {visible} by CUDA_VISIBLE_DEVICES")
 

@@ -10,7 +10,8 @@ from cluster.doctor.finding import Finding, ok, problem, warning
 from cluster.doctor.subject import Subject
 
 PACKAGE = "alexnet"
-BUILD_HOROVOD = "python tools/horovod/build.py, in the checkout (`make setup` does it, too)"
+SET_UP = "rm .venv/.ready; make setup"
+BUILD_HOROVOD = ".venv/bin/python tools/horovod/build.py, in the checkout"
 
 
 def python(subject: Subject) -> Finding:
@@ -21,7 +22,7 @@ def python(subject: Subject) -> Finding:
         return warning("this package is not installed, only found here", "make setup")
     if not SpecifierSet(wanted).contains(platform.python_version()):
         found = f"{platform.python_version()}; {PACKAGE} needs {wanted}"
-        return problem(found, "make setup PYTHON=/path/to/python3.12")
+        return problem(found, "rm -rf .venv; make setup PYTHON=/path/to/python3.12")
     return ok(platform.python_version())
 
 
@@ -34,7 +35,7 @@ def packages(subject: Subject) -> Finding:
     needed = [each for each in needed if not each.marker or each.marker.evaluate({"extra": ""})]
     bad = [f"{each.name} is {has}, not {_wanted(each)}" for each in needed if (has := _unfit(each))]
     if bad:
-        return problem("; ".join(bad), "make setup (or pip install what is named, as it is named)")
+        return problem("; ".join(bad), f"{SET_UP} (or pip install what is named, as it is named)")
     chief = [each for each in needed if each.name in ("tensorflow", "ray", "pyarrow")]
     return ok(", ".join(f"{each.name} {version(each.name)}" for each in chief))
 
@@ -56,7 +57,7 @@ def tensorflow(subject: Subject) -> Finding:
     """Whether TensorFlow can be imported."""
     told = subject.libraries.told
     if "tensorflow" not in told:
-        return problem(f"import tensorflow: {subject.libraries.trouble}", "make setup")
+        return problem(f"import tensorflow: {subject.libraries.trouble}", SET_UP)
     return ok(told["tensorflow"])
 
 
@@ -68,13 +69,13 @@ def horovod(subject: Subject) -> Finding:
         return problem("not installed", BUILD_HOROVOD)
     told = subject.libraries.told
     if "tensorflow" not in told:
-        return problem(f"{installed}; cannot be tried without TensorFlow", "make setup")
+        return problem(f"{installed}; cannot be tried without TensorFlow", SET_UP)
     if "transports" not in told:
         return problem(f"{installed}: {subject.libraries.trouble}", BUILD_HOROVOD)
     found = f"{installed}, over {', '.join(told['transports']) or 'nothing'}"
     if "gloo" not in told["transports"]:
         return problem(f"{found}: ranks meet through gloo", BUILD_HOROVOD)
     if told["gpus"] > 1 and "NCCL" not in told["transports"]:
-        cuda = "CUDA_HOME=/usr/local/cuda python tools/horovod/build.py --flavour gpu"
+        cuda = "CUDA_HOME=/usr/local/cuda .venv/bin/python tools/horovod/build.py --flavour gpu"
         return warning(f"{found}: gradients of GPUs go through their hosts", cuda)
     return ok(found)
