@@ -2,8 +2,8 @@
 
 import logging
 import threading
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 
 from alexnet.archive import Desk
 from alexnet.checkpoint import Best, State
-from alexnet.errors import AlexnetError, BadNumbersError
+from alexnet.errors import AlexnetError, BadNumbersError, CheckpointError
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +46,9 @@ class BackgroundWriter:
         self._max_failures = max_failures
         self._waits = waits
         self._newest = restored_step
-        self._failures: list[AlexnetError] = []  # in a row
+        marked = desk.best()
+        self._best_top1 = marked.top1 if marked else -1.0
+        self._failures: list[CheckpointError] = []  # in a row
         self._thread: threading.Thread | None = None
         self._error: Exception | None = None
 
@@ -64,18 +66,19 @@ class BackgroundWriter:
     @property
     def best_top1(self) -> float:
         """The score of the best checkpoint so far; less than any if there is none."""
-        marked = self._desk.best()
-        return marked.top1 if marked else -1.0
+        return self._best_top1
 
     def mark_best(self, step: int, top1: float) -> None:
-        """Mark the newest checkpoint as the best, once it is there; if it got there."""
+        """Mark the newest checkpoint as the best, once it is there; if it got there.
+
+        A disk that does not take the mark leaves that of the best before.
+        """
         self._join()
         self.check()
-        try:
-            if self._newest == step:
+        if self._newest == step:
+            with self._doing_without(f"step {step} is not marked as the best"):
                 self._desk.mark_best(Best(step=step, top1=top1))
-        except OSError as error:
-            self._error = self._disk_failure(step, error)
+                self._best_top1 = top1
 
     def check(self) -> None:
         """Raise what has kept the writer from going on, once."""
@@ -99,24 +102,40 @@ class BackgroundWriter:
         try:
             _refuse_bad_numbers(step, state)
             self._desk.write(step, state, facts)
-            self._desk.tidy(step, self._keep)
             self._newest = step
             self._failures.clear()
             self._written(step)
+            with self._doing_without("old checkpoints are still there"):
+                self._desk.tidy(step, self._keep)
         except (OSError, SafetensorError) as error:
             self._error = self._disk_failure(step, error)
         except Exception as error:  # raised in the training thread
             self._error = error
 
-    def _disk_failure(self, step: int, error: Exception) -> AlexnetError | None:
-        """Return the error to stop at, if it is time to."""
+    @contextmanager
+    def _doing_without(self, what: str) -> Iterator[None]:
+        """Go on if the disk fails in something that checkpoints are whole without."""
+        try:
+            yield
+        except OSError as error:
+            if taken := self._taken():
+                raise taken from error
+            log.error("%s: %s", what, " ".join(str(error).split()))
+
+    def _taken(self) -> AlexnetError | None:
         with suppress(OSError):  # a store that does not answer tells nothing
             if self._desk.is_taken():
                 return AlexnetError(f"{self._desk}: taken over by another attempt or job")
+        return None
+
+    def _disk_failure(self, step: int, error: Exception) -> AlexnetError | None:
+        """Return the error to stop at, if it is time to."""
+        if taken := self._taken():
+            return taken
         reason = " ".join(str(error).split())
         log.error("no checkpoint of step %d: %s", step, reason)
         self._failed(step, reason)
-        self._failures.append(AlexnetError(f"no checkpoint of step {step}: {reason}"))
+        self._failures.append(CheckpointError(f"no checkpoint of step {step}: {reason}"))
         return self._failures[-1] if len(self._failures) >= self._max_failures else None
 
 

@@ -25,5 +25,9 @@ class DataError(AlexnetError):
     exit_code = EXIT_DATA
 
 
+class CheckpointError(AlexnetError):
+    """A checkpoint could not be written, or not often enough."""
+
+
 class BadNumbersError(AlexnetError):
     """Training has come to numbers that are not finite."""

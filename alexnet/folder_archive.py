@@ -62,13 +62,18 @@ class FolderArchive:
         return None
 
     def best(self) -> Best | None:  # noqa: D102
+        marked = self.marked()
+        return marked if marked and self.of(marked.step).is_dir() else None
+
+    def marked(self) -> Best | None:
+        """Return what has been marked as the best, whether or not it is there."""
         path = self.folder / BEST
         try:
-            found = Best(**json.loads(path.read_bytes()))
-            return found if self.of(found.step).is_dir() else None
+            found = json.loads(path.read_bytes())
+            return Best(step=int(found["step"]), top1=float(found["top1"]))
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, TypeError) as error:
+        except (OSError, ValueError, TypeError, KeyError) as error:
             log.warning("%s: damaged, forgotten: %s", path, error)
             return None
 
@@ -118,8 +123,9 @@ class FolderDesk:
         return self._archive.newest()
 
     def begin(self, restored_step: int) -> None:  # noqa: D102
-        marked = self.best()
-        if marked and marked.step > restored_step:  # the run goes on from before it
+        marked = self._archive.marked()
+        # The run goes on from before it, or somebody has deleted it.
+        if marked and (marked.step > restored_step or not self.best()):
             (self.path.parent / BEST).rename(self.path / BEST)
 
     def best(self) -> Best | None:  # noqa: D102

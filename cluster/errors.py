@@ -20,6 +20,11 @@ class NoResourcesError(AttemptFailedError):
 class ReplanError(AlexnetError):
     """The cluster is no longer what the group was planned for; no work is lost."""
 
+    def __init__(self, message: str, most: int | None = None) -> None:
+        """Tell how many ranks there is room for now, if it is more."""
+        super().__init__(message)
+        self.most = most
+
 
 class StoppedError(AlexnetError):
     """Somebody asked for an end, and there was nothing left to wait for."""

@@ -115,6 +115,8 @@ class Job:
         self._group: WorkerGroup | None = None  # of the attempt before
         self._groups = ExitStack()  # ends it
         self._gpus: int | None = None  # of a rank, once there has been room
+        self._had: int | None = None  # ranks of the last group that there was room for
+        self._most: int | None = None  # for the next one: what else the cluster has may be others'
 
     def run(self) -> dict[str, Any]:
         """Train, and leave a summary and a report."""
@@ -155,6 +157,7 @@ class Job:
             except ReplanError as change:
                 self._screen.say(str(change))
                 self._directory.tell("growth", history.furthest, reason=str(change))
+                self._most = change.most or self._most
                 continue
             except AttemptFailedError as failure:
                 self._directory.tell("lost", history.furthest, reason=str(failure))
@@ -162,6 +165,8 @@ class Job:
                     raise StoppedError(str(failure)) from failure
                 if isinstance(failure, NoResourcesError) and self._gpus is None:
                     raise
+                if isinstance(failure, NoResourcesError):
+                    self._most = self._had  # what it was to grow into has gone
                 failures += 1
                 barren = barren + 1 if history.furthest == before else 0
                 if failures > limits.max_restarts or barren == 2:
@@ -174,7 +179,7 @@ class Job:
     def _attempt(self) -> RankResult:
         """Start a group as large as there is room for now, and follow it to its end."""
         saved = self._saved_micro_batch()
-        history, plan = self._history, self._plan()
+        history, plan = self._history, self._next_plan()
         history.workers = plan.workers
         self._screen.start(self._config, plan)
         facts = {"workers": plan.workers, "gpus_per_worker": plan.gpus_per_worker}
@@ -187,6 +192,7 @@ class Job:
             self._screen.preview(preview(config, self._dataset, plan, self._archive))
         history.attempts += 1
         self._gpus = plan.gpus_per_worker
+        self._had = self._most = plan.workers
         if self._replace:
             self._directory.clear()
             self._archive.clear()
@@ -218,12 +224,16 @@ class Job:
         """Return a group that waits for work: the one before, if its standbys can take over."""
         if self._group is None or not self._group.take_over(plan):
             self._groups.close()
-            group = WorkerGroup(self._config, plan, self._stop, self._plan)
+            self._group = None
+            group = WorkerGroup(self._config, plan, self._stop, self._next_plan)
             self._group = self._groups.enter_context(group)
         return self._group
 
-    def _plan(self) -> Plan:
-        return plan_workers(self._config, ray.cluster_resources(), self._gpus)
+    def _next_plan(self) -> Plan:
+        return self._plan(self._most)
+
+    def _plan(self, most: int | None = None) -> Plan:
+        return plan_workers(self._config, ray.cluster_resources(), self._gpus, most)
 
     def _begin(self, step: int) -> None:
         if not self._trains:
@@ -242,7 +252,9 @@ class Job:
 
     def _failed(self, error: BaseException) -> None:
         """Leave the summary of a failure; a launch that could not begin leaves all as it was."""
-        not_begun = isinstance(error, ConfigError | NoResourcesError | StoppedError)
+        not_begun = isinstance(
+            error, ConfigError | NoResourcesError | StoppedError | KeyboardInterrupt
+        )
         if self._lease.held and (self._trains or not not_begun):
             self._history.skipped_steps = self._directory.skipped_steps()
             reached = self._directory.before.get("steps", 0)

@@ -26,6 +26,7 @@ from alexnet.archive import Archive, Desk
 from alexnet.errors import AlexnetError, ConfigError
 
 LEASE, LOCK = "lease.json", ".lease.lock"
+BOOT, PROCESSES = Path("/proc/sys/kernel/random/boot_id"), Path("/proc/self/ns/pid")
 RENEW_SECONDS = 2.0
 EXPIRE_SECONDS = 15.0
 FIELDS = {"holder", "host", "pid", "process_started", "generation", "beat"}
@@ -47,7 +48,7 @@ def is_held(
     """Return whether the holder in `record` lives; one on another machine is waited for."""
     if record["holder"] is None:
         return False
-    if record["host"] == socket.gethostname():
+    if record.get("machine") == _machine():
         return _is_alive(record["pid"], record["process_started"])
     deadline = time.monotonic() + expire
     while time.monotonic() < deadline:
@@ -80,6 +81,7 @@ class Lease:
         self._record: Record = {
             "holder": secrets.token_hex(8),
             "host": socket.gethostname(),
+            "machine": _machine(),
             "pid": os.getpid(),
             "process_started": psutil.Process().create_time(),
             "generation": 0,
@@ -156,6 +158,11 @@ def _locked(run: Path) -> Iterator[None]:
         except OSError:  # a file system without locks
             pass
         yield
+
+
+def _machine() -> str:
+    """Return where a process number means the same: containers may share a host's name."""
+    return f"{BOOT.read_text().strip()} {PROCESSES.readlink()}"
 
 
 def _is_alive(pid: int, started: float) -> bool:

@@ -41,18 +41,26 @@ class Plan:
 
 
 def plan_workers(
-    config: JobConfig, has: Mapping[str, float], gpus_before: int | None = None
+    config: JobConfig,
+    has: Mapping[str, float],
+    gpus_before: int | None = None,
+    most: int | None = None,
 ) -> Plan:
-    """Return how many ranks, given what the cluster `has` now.
+    """Return how many ranks, given what the cluster `has` now, in use or not.
 
-    A run that has had `gpus_before` GPUs a rank waits for GPUs and does not go on without.
+    A run that has had `gpus_before` GPUs a rank waits for GPUs and does not go on without. Where
+    the number is automatic, it is at `most` that many.
 
     Raises:
         ConfigError: more ranks than micro-batches.
     """
     wanted = config.cluster
     each = wanted.gpus_per_worker if gpus_before is None else gpus_before
-    workers = _automatic(config, has, each) if wanted.workers == "auto" else wanted.workers
+    if wanted.workers == "auto":
+        room = _automatic(config, has, each)
+        workers = max(wanted.min_workers, min(room, most or room))
+    else:
+        workers = wanted.workers
     config.check_workers(workers)
     gpus = int(has.get("GPU", 0) >= workers) if each == "auto" else each
     return Plan(workers=workers, cpus_per_worker=wanted.cpus_per_worker, gpus_per_worker=gpus)

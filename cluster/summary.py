@@ -32,7 +32,7 @@ def ended(
         "weights_sha256": result.weights_sha256,
         "wire_bytes_per_step": result.wire_bytes_per_step,
     }
-    if result.step == result.first_step:
+    if result.step == result.first_step and history.images_per_second is None:
         summary |= {name: before[name] for name in MEASURED if before.get(name) is not None}
     return summary
 

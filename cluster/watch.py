@@ -8,7 +8,7 @@ from typing import Any, Literal, cast
 import ray
 from ray.exceptions import RayError
 
-from alexnet.errors import AlexnetError
+from alexnet.errors import AlexnetError, CheckpointError
 from cluster.board import RankResult, Status
 from cluster.config import JobConfig
 from cluster.errors import AttemptFailedError, ReplanError, one_line
@@ -74,7 +74,8 @@ class Watch:
         self._account(result.step, result.phase_seconds)
         self._close(failed=False)
         if result.stopped and self._larger and not self._stop.wanted:
-            raise ReplanError(f"step {result.step}: going on as {self._larger}")
+            larger = self._larger
+            raise ReplanError(f"step {result.step}: going on as {larger}", larger.workers)
         return result
 
     def _follow(self, running: list[Any]) -> list[RankResult]:
@@ -119,6 +120,9 @@ class Watch:
         self._relay()
         failures = [result for result in results.values() if isinstance(result, RankFailure)]
         failures.sort(key=lambda failure: (failure.error is None, failure.of_peers, failure.rank))
+        if self._larger and isinstance(failures[0].error, CheckpointError):
+            larger = self._larger
+            raise ReplanError(f"{failures[0].message}; going on as {larger}", larger.workers)
         if failures[0].error:
             raise failures[0].error
         raise AttemptFailedError(failures[0].message)
@@ -163,15 +167,12 @@ class Watch:
     def _pass_on_stop(self) -> None:
         if self._stop.wanted and math.isinf(self._deadline):
             self._screen.say("stopping: writing a last checkpoint")
-            self._end_ranks()
+            self._group.stop()
+            self._deadline = time.monotonic() + self._config.cluster.stop_timeout
         if time.monotonic() > self._deadline:
             raise AttemptFailedError(
                 f"no checkpoint within {self._config.cluster.stop_timeout:.0f} s of the stop"
             )
-
-    def _end_ranks(self) -> None:
-        self._group.stop()
-        self._deadline = time.monotonic() + self._config.cluster.stop_timeout
 
     def _keep_standbys(self) -> None:
         """Start them once training is under way, and tell when they are ready."""
@@ -192,4 +193,4 @@ class Watch:
         self._larger = self._growth.look()
         if self._larger:
             self._screen.say(f"room for {self._larger}: writing a checkpoint to go on with them")
-            self._end_ranks()
+            self._group.stop()

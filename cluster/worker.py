@@ -60,6 +60,7 @@ class Worker:
         """Import all that training needs. No device is touched, no variable of a rank read."""
         import cluster.rank  # noqa: F401
 
+    @ray.method(concurrency_group="control")
     def place(self) -> Place:
         """Tell where this is."""
         gpus = tuple(ray.get_runtime_context().get_accelerator_ids().get("GPU", ()))
@@ -79,6 +80,7 @@ class Worker:
         network: bytes | None,
     ) -> RankResult | RankFailure:
         """Train as `rank`; its output goes to a log file of its own."""
+        self._board.progress()  # a standby has been idle since it was made
         _log_to(config.run_path / "logs" / f"rank-{rank}.log")
 
         def work() -> RankResult:

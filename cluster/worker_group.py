@@ -24,6 +24,7 @@ from cluster.worker import Place, Worker
 
 LOOPBACK = "127.0.0.1"
 LOOK_SECONDS = 0.5
+ANSWER_SECONDS = 10.0  # of a process that lives
 POLL_SECONDS = 0.25
 ROOM_SECONDS = 1  # Ray takes whole ones
 
@@ -166,6 +167,7 @@ class WorkerGroup:
             return False
         try:
             ray.get(_ready(self._warm))
+            ray.get([each.place.remote() for each in self._standbys], timeout=ANSWER_SECONDS)
         except RayError:
             return False
         _kill(self._workers)

@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 import shutil
@@ -314,6 +315,44 @@ def test_a_best_that_is_gone_is_none(tmp_path: Path) -> None:
     assert best(tmp_path) is None
 
 
+def test_a_best_that_was_deleted_is_not_that_of_its_step_written_again(tmp_path: Path) -> None:
+    write(tmp_path, 8, state(), FACTS)
+    desk = take_over(tmp_path, "test")
+    desk.mark_best(Best(step=8, top1=0.9))
+    shutil.rmtree(tmp_path / "step-00000008")
+    write(tmp_path, 4, state(), FACTS)
+    BackgroundWriter(take_over(tmp_path, "again"), 2, lambda step: None, restored_step=4)
+    write(tmp_path, 8, state(1), FACTS)
+    assert best(tmp_path) is None
+
+
+class Stubborn(FolderDesk):
+    """A desk on a disk that writes checkpoints, but neither deletes nor marks any."""
+
+    def tidy(self, step: int, keep: int) -> None:
+        raise PermissionError(errno.EACCES, "Access denied")
+
+    def mark_best(self, found: Best) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_checkpoint_counts_whatever_becomes_of_old_ones_and_of_marks(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    told: list[int] = []
+    desk = Stubborn(take_over(tmp_path, "test").path)
+    writer = BackgroundWriter(desk, 1, told.append)
+    for step in (1, 2):
+        writer.submit(step, finite(step), FACTS)
+        writer.mark_best(step, step / 10)
+    writer.finish()
+    assert told == [1, 2]
+    assert names(tmp_path) == ["step-00000001", "step-00000002"]
+    assert writer.best_top1 == -1
+    assert "old checkpoints are still there: " in caplog.text
+    assert "step 2 is not marked as the best: " in caplog.text
+
+
 @pytest.mark.parametrize(("restored", "known"), [(0, None), (7, None), (8, 8), (12, 8)])
 def test_a_run_knows_its_best_but_forgets_one_that_it_has_gone_back_from(
     tmp_path: Path, restored: int, known: int | None
@@ -330,9 +369,8 @@ def test_a_writer_that_was_left_behind_marks_nothing(tmp_path: Path) -> None:
     write(tmp_path, 5, state(), FACTS)
     old = BackgroundWriter(take_over(tmp_path, "old"), 2, lambda step: None, restored_step=5)
     take_over(tmp_path, "new")
-    old.mark_best(5, 0.9)
     with pytest.raises(AlexnetError, match="taken over by another attempt or job"):
-        old.check()
+        old.mark_best(5, 0.9)
     assert best(tmp_path) is None
 
 

@@ -135,7 +135,7 @@ def test_a_lease_that_is_given_back_while_another_waits_is_free(tmp_path: Path) 
     with lease(tmp_path):
         pass
     given_back = json.loads((tmp_path / "lease.json").read_text())
-    held = {**given_back, "holder": "other", "host": "elsewhere"}
+    held = {**given_back, "holder": "other", "machine": "elsewhere"}
     (tmp_path / "lease.json").write_text(json.dumps(held))
     Timer(0.3, (tmp_path / "lease.json").write_text, [json.dumps(given_back)]).start()
     with lease(tmp_path) as mine:

@@ -67,6 +67,14 @@ def test_a_run_that_has_had_gpus_does_not_go_on_without() -> None:
     assert (plan.workers, plan.gpus_per_worker) == (2, 0)
 
 
+def test_an_automatic_number_is_at_most_what_there_has_been_room_for() -> None:
+    """What else the cluster has may be others'."""
+    has = {"CPU": 64, "GPU": 4}
+    for cluster, most, expected in (({}, 2, 2), ({}, 8, 4), ({"min_workers": 3}, 2, 3)):
+        assert plan_workers(config(**cluster), has, 1, most).workers == expected
+    assert plan_workers(config(workers=4), has, 1, 2).workers == 4
+
+
 @pytest.mark.parametrize(
     ("cluster", "words"),
     [

@@ -96,6 +96,12 @@ def test_a_launch_that_trained_tells_its_own_figures() -> None:
     assert found["images_per_second"] == 160
 
 
+def test_a_launch_whose_last_attempt_had_nothing_to_do_tells_its_own_figures() -> None:
+    """A rank that dies in the last evaluation is replaced by one that restores the last step."""
+    found = summary.ended(CONFIG, history(), result(20, 20), {"images_per_second": 123.0})
+    assert found["images_per_second"] == 160
+
+
 def test_goodput_is_the_share_of_new_steps() -> None:
     clock = iter([0.0, *[100.0] * 50])
     history = History()

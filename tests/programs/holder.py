@@ -3,25 +3,25 @@
 Usage: holder.py RUN [HOST]
 """
 
-import socket
 import sys
 import time
 from pathlib import Path
 
 from alexnet.errors import AlexnetError
 from alexnet.folder_archive import FolderArchive
+from cluster import lease
 from cluster.lease import Lease
 
 
 def main() -> None:
     if len(sys.argv) > 2:  # as if on another machine
-        socket.gethostname = lambda: sys.argv[2]
+        lease._machine = lambda: sys.argv[2]
     run = Path(sys.argv[1])
     try:
-        with Lease(run, FolderArchive(run / "checkpoints"), renew=0.2, expire=2.0) as lease:
-            print(f"desk in {lease.next_desk()}", flush=True)
+        with Lease(run, FolderArchive(run / "checkpoints"), renew=0.2, expire=2.0) as held:
+            print(f"desk in {held.next_desk()}", flush=True)
             while True:
-                lease.check()
+                held.check()
                 time.sleep(0.05)
     except AlexnetError as error:
         print(error)
