@@ -101,7 +101,7 @@ def test_a_binary_that_does_not_load_is_told_with_all_else(
     found = " ".join(done.stdout.split())
     assert "✗ problem Horovod 0.28.1+tf2.21" in found
     assert said in found
-    assert "-> python tools/horovod/build.py" in found
+    assert "-> .venv/bin/python tools/horovod/build.py" in found
     assert "✓ ok TensorFlow" in found
     assert "✗ problem averaging not tried" in found
     assert re.fullmatch(r"13 checks: \d+ ok, \d+ warnings?, 2 problems", lines[-1])

@@ -276,6 +276,24 @@ def test_standbys_take_the_place_of_a_lost_group(job: Job, unbroken: dict[str, A
     assert job.summary["weights_sha256"] == unbroken["weights_sha256"]
 
 
+def test_a_standby_that_has_died_costs_no_attempt(job: Job, unbroken: dict[str, Any]) -> None:
+    driver = job.start("cluster.standby_after=0")
+    wait_until(lambda: job.reached(6), 120, "six steps")
+    ranks = rank_processes(job.run)
+    ranks[-1].suspend()
+    wait_until(lambda: "standby ready" in job.output, 25, "warm processes")
+    [standby, *_] = [
+        process
+        for process in psutil.process_iter(["cmdline"])
+        if "".join(process.info["cmdline"] or ()).startswith("ray::Worker") and process not in ranks
+    ]
+    standby.kill()
+    ranks[-1].kill()
+    assert driver.wait(timeout=300) == 0, job.output
+    assert job.summary["attempts"] == 2
+    assert job.summary["weights_sha256"] == unbroken["weights_sha256"]
+
+
 def test_sigterm_to_a_rank_stops_all_with_a_checkpoint(job: Job, unbroken: dict[str, Any]) -> None:
     driver = job.start()
     wait_until(lambda: job.reached(6), 120, "six steps")
