@@ -51,7 +51,7 @@ def flaky_s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[FlakyS3]:
         monkeypatch.setenv(name, value)
     state = FlakyS3(bucket=f"images-{uuid4().hex}")
     app = DomainDispatcherApplication(create_backend_app)
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # not a line a request
+    logging.getLogger("werkzeug").setLevel(logging.CRITICAL)  # no lines of requests cut short
     server = make_server(
         "127.0.0.1", 0, lambda *request: state.answer(app, *request), threaded=True
     )
