@@ -48,7 +48,7 @@ def is_held(
     """Return whether the holder in `record` lives; one on another machine is waited for."""
     if record["holder"] is None:
         return False
-    if record.get("machine") == _machine():
+    if record.get("machine") == this_machine():
         return _is_alive(record["pid"], record["process_started"])
     deadline = time.monotonic() + expire
     while time.monotonic() < deadline:
@@ -56,6 +56,11 @@ def is_held(
         if (now := read_lease(run)) != record:
             return now is not None and now["holder"] is not None
     return False
+
+
+def this_machine() -> str:
+    """Return where a process number means the same: containers may share a host's name."""
+    return f"{BOOT.read_text().strip()} {PROCESSES.readlink()}"
 
 
 class Lease:
@@ -81,7 +86,7 @@ class Lease:
         self._record: Record = {
             "holder": secrets.token_hex(8),
             "host": socket.gethostname(),
-            "machine": _machine(),
+            "machine": this_machine(),
             "pid": os.getpid(),
             "process_started": psutil.Process().create_time(),
             "generation": 0,
@@ -158,11 +163,6 @@ def _locked(run: Path) -> Iterator[None]:
         except OSError:  # a file system without locks
             pass
         yield
-
-
-def _machine() -> str:
-    """Return where a process number means the same: containers may share a host's name."""
-    return f"{BOOT.read_text().strip()} {PROCESSES.readlink()}"
 
 
 def _is_alive(pid: int, started: float) -> bool:

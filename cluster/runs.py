@@ -1,7 +1,6 @@
 """Runs as their directories tell of them, whoever runs them, and on which machine."""
 
 import os
-import socket
 import time
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +15,7 @@ import yaml
 from alexnet.config import flat
 from alexnet.errors import ConfigError
 from alexnet.records import CONFIG, METRICS, SUMMARY, read_records
-from cluster.lease import LEASE, Record, is_held, read_lease
+from cluster.lease import LEASE, Record, is_held, read_lease, this_machine
 from cluster.run_directory import ENTRIES, read_summary
 
 STALE_SECONDS = 3600.0  # no clocks of two machines are so far apart
@@ -165,7 +164,7 @@ def _is_held(path: Path, lease: Record | None) -> bool:
     if lease is None:
         return False
     silent = time.time() - (path / LEASE).stat().st_mtime
-    is_elsewhere = lease["host"] != socket.gethostname()
+    is_elsewhere = lease.get("machine") != this_machine()
     return not (is_elsewhere and silent > STALE_SECONDS) and is_held(path, lease)
 
 

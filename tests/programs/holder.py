@@ -15,7 +15,7 @@ from cluster.lease import Lease
 
 def main() -> None:
     if len(sys.argv) > 2:  # as if on another machine
-        lease._machine = lambda: sys.argv[2]
+        lease.this_machine = lambda: sys.argv[2]
     run = Path(sys.argv[1])
     try:
         with Lease(run, FolderArchive(run / "checkpoints"), renew=0.2, expire=2.0) as held:
