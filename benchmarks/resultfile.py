@@ -67,10 +67,11 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def commit() -> str:
-    """Return the commit that is checked out, with `-dirty` if files differ from it."""
-    command = ["git", "describe", "--always", "--exclude=*", "--abbrev=40", "--dirty"]
-    found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    return found.stdout.strip() or "unknown"
+    """Return the commit that is checked out, with `-dirty` if files but results differ from it."""
+    head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True)
+    changes = ["git", "diff", "--quiet", "HEAD", "--", ".", ":!benchmarks/results"]
+    is_dirty = subprocess.run(changes, cwd=ROOT, capture_output=True).returncode == 1
+    return (head.stdout.strip() or "unknown") + "-dirty" * is_dirty
 
 
 def machine() -> str:
