@@ -95,9 +95,9 @@ class Trained:
         dataset = open_dataset(data)
         if dataset.classes != self.classes:
             raise ConfigError(
-                f"{data.path}: its classes ({_in_short(dataset.classes)}) are not the "
+                f"{data.path}: its classes ({_listed(dataset.classes)}) are not the "
                 f"{len(self.classes)} that {self.name} was trained on "
-                f"({_in_short(self.classes)}); name a set with these"
+                f"({_listed(self.classes)}); name a set with these"
             )
         score = evaluator(self.model, dataset, data, self.micro_batch, Alone())
         scores, confusion = score(), score.confusion
@@ -191,7 +191,7 @@ def _exported(path: Path) -> Trained:
     )
 
 
-def _in_short(classes: tuple[str, ...]) -> str:
+def _listed(classes: tuple[str, ...]) -> str:
     shown = ", ".join(classes[:4])
     return f"{shown} and {len(classes) - 4} more" if len(classes) > 4 else shown
 

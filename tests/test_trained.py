@@ -123,7 +123,9 @@ def test_a_set_of_other_classes_is_refused(
     tree = json.loads((digits / "manifest.json").read_text())
     tree["classes"][0] = "nought"
     (other / "manifest.json").write_text(json.dumps(tree))
-    with pytest.raises(ConfigError, match="are not the 10"):
+    with pytest.raises(
+        ConfigError, match=r"its classes \(nought, 1, 2, 3 and 6 more\) are not the 10"
+    ):
         Trained.load(str(untrained_run)).evaluate(str(other))
 
 

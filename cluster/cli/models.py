@@ -107,7 +107,7 @@ def export(model: str, out: str, best: bool, images: str | None) -> None:
     click.echo(f"{out}: at most {found.difference:.1e} from the checkpoint on {found.images}")
 
 
-@click.command(cls=_WithTensorFlow)
+@click.command()
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("--out", type=click.Path(path_type=Path), help="Instead of report.html in RUN.")
 def report(run: Path, out: Path | None) -> None:
