@@ -353,6 +353,21 @@ def test_a_checkpoint_counts_whatever_becomes_of_old_ones_and_of_marks(
     assert "step 2 is not marked as the best: " in caplog.text
 
 
+def test_the_best_score_is_known_without_asking_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A store that is away when the held-out images are scored ends no attempt."""
+    writer = BackgroundWriter(take_over(tmp_path, "test"), 2, lambda step: None)
+    writer.submit(1, finite(), FACTS)
+    writer.mark_best(1, 0.5)
+
+    def away(desk: FolderDesk) -> Best:
+        raise OSError(errno.ETIMEDOUT, "Connection timed out")
+
+    monkeypatch.setattr(FolderDesk, "best", away)
+    assert writer.best_top1 == 0.5
+
+
 @pytest.mark.parametrize(("restored", "known"), [(0, None), (7, None), (8, 8), (12, 8)])
 def test_a_run_knows_its_best_but_forgets_one_that_it_has_gone_back_from(
     tmp_path: Path, restored: int, known: int | None

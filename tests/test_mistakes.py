@@ -5,8 +5,6 @@ import re
 import shlex
 import shutil
 import subprocess
-from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -16,154 +14,139 @@ from tests.clusters import BIN, free_ports, ray_cluster
 from tests.disks import small_disk
 
 COLUMNS, LINES = 80, 24
-
-
-@dataclass(frozen=True, kw_only=True)
-class Mistake:
-    """A command line in a folder with `photos/`, what it ends with, and what it says."""
-
-    command: str
-    exit_code: int
-    cause: str
-    remedy: str
-    variables: dict[str, str] = field(default_factory=dict)
-
-
 TRAIN = "train catdog data.path=data/photos run_dir=runs/a "
-MISTAKES = {
-    "a key misspelt": Mistake(
-        command=TRAIN + "train.epoch=3",
-        exit_code=2,
-        cause="unknown key train.epoch",
-        remedy="did you mean epochs?",
+MISTAKES = [
+    pytest.param(
+        TRAIN + "train.epoch=3",
+        2,
+        "unknown key train.epoch",
+        "did you mean epochs?",
+        id="a key misspelt",
     ),
-    "a preset misspelt": Mistake(
-        command="train catdgo data.path=data/photos",
-        exit_code=2,
-        cause="catdgo: no such file, nor a preset",
-        remedy="did you mean catdog?",
+    pytest.param(
+        "train catdgo data.path=data/photos",
+        2,
+        "catdgo: no such file, nor a preset",
+        "did you mean catdog?",
+        id="a preset misspelt",
     ),
-    "a verb misspelt": Mistake(
-        command="trian catdog",
-        exit_code=2,
-        cause="No such command 'trian'",
-        remedy="Did you mean 'train'?",
+    pytest.param(
+        "trian catdog", 2, "No such command 'trian'", "Did you mean 'train'?", id="a verb misspelt"
     ),
-    "a word for a number": Mistake(
-        command=TRAIN + "schedule.learning_rate=fast",
-        exit_code=2,
-        cause="schedule.learning_rate = 'fast'",
-        remedy="should be a valid number",
+    pytest.param(
+        TRAIN + "schedule.learning_rate=fast",
+        2,
+        "schedule.learning_rate = 'fast'",
+        "should be a valid number",
+        id="a word for a number",
     ),
-    "a tab in a config": Mistake(
-        command="train tab.yaml",
-        exit_code=2,
-        cause=r"tab.yaml: not YAML: while scanning for the next token found character '\t'",
-        remedy="line 2, column 1",
+    pytest.param(
+        "train tab.yaml",
+        2,
+        r"tab.yaml: not YAML: while scanning for the next token found character '\t'",
+        "line 2, column 1",
+        id="a tab in a config",
     ),
-    "photos where a set belongs": Mistake(
-        command="train catdog data.path=photos run_dir=runs/a",
-        exit_code=3,
-        cause="photos: no such dataset",
-        remedy="run `alexnet prepare`",
+    pytest.param(
+        "train catdog data.path=photos run_dir=runs/a",
+        3,
+        "photos: no such dataset",
+        "run `alexnet prepare`",
+        id="photos where a set belongs",
     ),
-    "an empty class": Mistake(
-        command="prepare with-empty data/other",
-        exit_code=3,
-        cause="folder 'birds' has no images",
-        remedy="remove it or fill it",
+    pytest.param(
+        "prepare with-empty data/other",
+        3,
+        "folder 'birds' has no images",
+        "remove it or fill it",
+        id="an empty class",
     ),
-    "a full disk": Mistake(
-        command="prepare photos full/photos",
-        exit_code=3,
-        cause="full/photos: the disk is full",
-        remedy="make room and run it again",
+    pytest.param(
+        "verify data/damaged", 3, "train-00000-of-00001.parquet", "row group 0", id="a damaged set"
     ),
-    "a damaged set": Mistake(
-        command="verify data/damaged",
-        exit_code=3,
-        cause="train-00000-of-00001.parquet",
-        remedy="row group 0",
+    pytest.param(
+        TRAIN + "cluster.workers=64",
+        2,
+        "cluster.workers = 64: a global batch of 32 has 2 micro-batches of 16",
+        "so 1 to 2 workers",
+        id="too many workers for the batch",
     ),
-    "too many workers for the batch": Mistake(
-        command=TRAIN + "cluster.workers=64",
-        exit_code=2,
-        cause="cluster.workers = 64: a global batch of 32 has 2 micro-batches of 16",
-        remedy="so 1 to 2 workers",
+    pytest.param(
+        TRAIN + "train.micro_batch=5",
+        2,
+        "global_batch 32",
+        "is not a multiple of micro_batch 5",
+        id="micro-batches that do not add up",
     ),
-    "micro-batches that do not add up": Mistake(
-        command=TRAIN + "train.micro_batch=5",
-        exit_code=2,
-        cause="global_batch 32 is not a multiple of micro_batch 5",
-        remedy="micro_batch",
+    pytest.param(
+        TRAIN + "data.image_size=32",
+        2,
+        "data.image_size = 32",
+        "should be greater than or equal to 67",
+        id="images too small for the network",
     ),
-    "images too small for the network": Mistake(
-        command=TRAIN + "data.image_size=32",
-        exit_code=2,
-        cause="data.image_size = 32",
-        remedy="should be greater than or equal to 67",
+    pytest.param(
+        TRAIN + "--replace run_dir=photos",
+        2,
+        "photos: not a run directory, it holds ",
+        "name another",
+        id="a folder that is no run",
     ),
-    "a folder that is no run": Mistake(
-        command=TRAIN + "--replace run_dir=photos",
-        exit_code=2,
-        cause="photos: not a run directory, it holds ",
-        remedy="name another",
+    pytest.param(
+        TRAIN + "cluster.gpus_per_worker=64",
+        2,
+        "1 workers x 1 CPU, 64 GPU asked for, this machine has ",
+        "lower cluster.workers, cluster.cpus_per_worker or cluster.gpus_per_worker",
+        id="more GPUs than there are",
     ),
-    "more GPUs than there are": Mistake(
-        command=TRAIN + "cluster.gpus_per_worker=64",
-        exit_code=2,
-        cause="1 workers x 1 CPU, 64 GPU asked for, this machine has ",
-        remedy="lower cluster.workers, cluster.cpus_per_worker or cluster.gpus_per_worker",
+    pytest.param(
+        "evaluate runs/none",
+        3,
+        "runs/none: no such run, checkpoint or export",
+        "`alexnet runs`",
+        id="a run that is not there",
     ),
-    "a run that is not there": Mistake(
-        command="evaluate runs/none",
-        exit_code=3,
-        cause="runs/none: no such run, checkpoint or export",
-        remedy="`alexnet runs`",
+    pytest.param(
+        "evaluate runs/digits data/photos",
+        2,
+        "data/photos: its classes (cats, dogs) are not the 10 ",
+        "name a set with these",
+        id="a set of other classes",
     ),
-    "a set of other classes": Mistake(
-        command="evaluate runs/digits data/photos",
-        exit_code=2,
-        cause="data/photos: its classes (cats, dogs) are not the 10 ",
-        remedy="name a set with these",
-    ),
-    "a run of another set": Mistake(
-        command="train smoke data.path=data/photos data.source=null run_dir=runs/digits "
+    pytest.param(
+        "train smoke data.path=data/photos data.source=null run_dir=runs/digits "
         "train.global_batch=8 train.micro_batch=8 cluster.metrics_port=0",
-        exit_code=2,
-        cause="a checkpoint of another model",
-        remedy="name another run_dir or pass --replace",
+        2,
+        "a checkpoint of another model",
+        "name another run_dir or pass --replace",
+        id="a run of another set",
     ),
-    "text among the images": Mistake(
-        command="predict runs/digits notes.txt",
-        exit_code=3,
-        cause="1 of 1 could not be read as images",
-        remedy="notes.txt  not an image",
+    pytest.param(
+        "predict runs/digits notes.txt",
+        3,
+        "1 of 1 could not be read as images",
+        "notes.txt  not an image",
+        id="text among the images",
     ),
-    "a format that is none": Mistake(
-        command="export runs/digits model.tflite",
-        exit_code=2,
-        cause="model.tflite: an export ends in ",
-        remedy=".keras, .h5, .onnx or, as a SavedModel, in /",
+    pytest.param(
+        "export runs/digits model.tflite",
+        2,
+        "model.tflite: an export ends in ",
+        ".keras, .h5, .onnx or, as a SavedModel, in /",
+        id="a format that is none",
     ),
-    "a cluster that is not there": Mistake(
-        command=f"status --address http://127.0.0.1:{free_ports(1)[0]}",
-        exit_code=1,
-        cause="no answer from http://127.0.0.1:",
-        remedy="--address or in RAY_API_SERVER_ADDRESS",
+    pytest.param(
+        f"status --address http://127.0.0.1:{free_ports(1)[0]}",
+        1,
+        "no answer from http://127.0.0.1:",
+        "--address or in RAY_API_SERVER_ADDRESS",
+        id="a cluster that is not there",
     ),
-    "a stale token": Mistake(
-        command="status",
-        exit_code=1,
-        cause="no entry to http://127.0.0.1:",
-        remedy="the token in RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token",
-        variables={"RAY_AUTH_TOKEN": "0" * 32},
-    ),
-}
+]
 
 
 @pytest.fixture(scope="module")
-def workplace(tmp_path_factory: pytest.TempPathFactory, untrained_run: Path) -> Iterator[Path]:
+def workplace(tmp_path_factory: pytest.TempPathFactory, untrained_run: Path) -> Path:
     """A folder as somebody who begins might have it."""
     folder = tmp_path_factory.mktemp("work")
     for name in ("cats", "dogs"):
@@ -183,13 +166,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory, untrained_run: Path) -> 
     content = bytearray(shard.read_bytes())
     content[len(content) // 2] ^= 1
     shard.write_bytes(content)
-    yield folder
-
-
-@pytest.fixture(scope="module")
-def dashboard(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with ray_cluster(1, tmp_path_factory.mktemp("ray")) as cluster:
-        yield cluster.dashboard
+    return folder
 
 
 def alexnet(folder: Path, command: str, **variables: str) -> "subprocess.CompletedProcess[str]":
@@ -210,22 +187,36 @@ def screen_lines(text: str) -> int:
     return sum(max(1, -(-len(line) // COLUMNS)) for line in re.split("[\r\n]", text))
 
 
-@pytest.mark.ray
-@pytest.mark.parametrize("name", MISTAKES)
-def test_a_mistake_is_told_on_one_screen(
-    name: str, workplace: Path, request: pytest.FixtureRequest
-) -> None:
-    mistake = MISTAKES[name]
-    variables = dict(mistake.variables)
-    if name == "a stale token":
-        variables["RAY_API_SERVER_ADDRESS"] = request.getfixturevalue("dashboard")
-    if name == "a full disk":
-        with small_disk(workplace / "full", "4k"):
-            done = alexnet(workplace, mistake.command)
-    else:
-        done = alexnet(workplace, mistake.command, **variables)
-    assert done.returncode == mistake.exit_code, done.stdout
-    assert mistake.cause in done.stdout
-    assert mistake.remedy in done.stdout
+def told(folder: Path, command: str, **variables: str) -> tuple[int, str]:
+    """The exit code of a mistake and what is said of it, which fits on one screen."""
+    done = alexnet(folder, command, **variables)
     assert not re.search(r"Traceback|^[IWE]0000 ", done.stdout, re.MULTILINE), done.stdout
     assert screen_lines(done.stdout) <= LINES, done.stdout
+    return done.returncode, done.stdout
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize(("command", "exit_code", "cause", "remedy"), MISTAKES)
+def test_a_mistake_is_told_with_its_remedy(
+    workplace: Path, command: str, exit_code: int, cause: str, remedy: str
+) -> None:
+    code, text = told(workplace, command)
+    assert code == exit_code, text
+    assert cause in text
+    assert remedy in text
+
+
+def test_a_full_disk(workplace: Path) -> None:
+    with small_disk(workplace / "full", "4k"):
+        code, text = told(workplace, "prepare photos full/photos")
+    assert code == 3
+    assert "full/photos: the disk is full; make room and run it again" in text
+
+
+@pytest.mark.ray
+def test_a_stale_token(workplace: Path, tmp_path: Path) -> None:
+    with ray_cluster(1, tmp_path) as cluster:
+        stale = {"RAY_AUTH_TOKEN": "0" * 32, "RAY_API_SERVER_ADDRESS": cluster.dashboard}
+        code, text = told(workplace, "status", **stale)
+    assert code == 1
+    assert f"no entry to {cluster.dashboard}: the token in RAY_AUTH_TOKEN, " in text

@@ -6,6 +6,7 @@ from contextlib import ExitStack, contextmanager
 
 import psutil
 
+from alexnet.records import EVENTS, read_records
 from benchmarks.faults.matrix import Figures, fault, half_way, mends_itself, runs_again
 from benchmarks.faults.networks import joined, plug, pull
 from benchmarks.faults.processes import Missed, await_ends, is_alive, marked
@@ -156,6 +157,9 @@ def nodes_come_and_go(site: Site) -> Figures:
         launch.expect(0)
     site.check_model()
     _expect_size(site, 2)
+    lost = [event for event in read_records(site.run / EVENTS) if event["kind"] == "lost"]
+    if not all("its process died" in event["reason"] for event in lost):
+        raise Missed(f"growing has cost an attempt: {lost}")
     return Figures(
         goodput=site.summary["goodput_ratio"], result="same model, by itself, on 2, 3, 1, 2 ranks"
     )
