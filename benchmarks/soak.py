@@ -1,12 +1,12 @@
 """`make soak`: an hour of training, a fault drawn at random every minute, and the same model.
 
-First an unbroken run is stopped after two fifths of the time: its steps are what the soak has to
-come to, and its weights what it has to end with. Then the same training is started with two ranks,
-warm processes standing by, and a fault is done to it every minute until it has taken these steps. A
-driver that has died or was stopped is started again, as whoever runs it would do. Meanwhile memory,
-open handles and threads of the driver and the ranks are looked at, and /dev/shm.
+Two ranks train, warm processes standing by, and a fault is done to them every minute until the time
+is over. A driver that has died or was stopped is started again, as whoever runs it would do.
+Meanwhile memory, open handles and threads of the driver and the ranks are looked at, and /dev/shm.
+Then a run that nothing happens to takes as many steps: it must come to the same weights, and its
+productive seconds over those of the soak are the goodput.
 
-    make soak                              # an hour
+    make soak                              # an hour, and the unbroken run
     make soak ARGS="--minutes 4 --seed 7"
 
 Results are in `results/soak.json`; what it leaves on the disk is in `runs/chaos/rows/soak/`.
@@ -35,12 +35,12 @@ from benchmarks.faults.processes import (
     marked,
     marking,
 )
-from benchmarks.faults.runs import Launch, Reference, Site, prepared_digits
+from benchmarks.faults.runs import Launch, Site, prepared_digits
 from benchmarks.faults.storage import STATE, flip
 
 SUITE = "soak"
-UNBROKEN_SHARE = 0.4  # of the time: faults cost more than as much again
 FAULT_SECONDS, SAMPLE_SECONDS = 60.0, 10.0
+DRIVER_SHARE = 1 / 6  # of the faults that end the driver: what it holds begins anew with it
 SETTLED_SECONDS = 30.0  # a process that is younger still grows
 ORPHAN_SECONDS = 30.0
 MOST_GROWTH = 1.1
@@ -51,26 +51,29 @@ SETTINGS = (
     "cluster.standby_after=30",
     "cluster.stall_timeout=45",
     f"cluster.max_restarts={ENDLESS}",
-    f"train.epochs={ENDLESS}",  # it ends by its steps
+    f"train.epochs={ENDLESS}",  # the learning rate depends on no last step
 )
 
 
 def main() -> int:
-    """Run the unbroken training and the soak; return 1 if the soak has missed something."""
+    """Run the soak and the unbroken training; return 1 if the soak has missed something."""
     given = _arguments()
     data = prepared_digits()
-    steps, reference, productive = _unbroken(data, UNBROKEN_SHARE * 60 * given.minutes)
-    print(f"unbroken: {steps} steps, {productive:.0f} s of them productive", flush=True)
-    soak = Soak(Site(SUITE, data, reference), steps, random.Random(given.seed))
-    reason = ""
+    soak = Soak(Site(SUITE, data), random.Random(given.seed))
+    productive, reason = 0.0, ""
     try:
-        with marking(soak.site.folder), bounded(240 * given.minutes + 300):
-            soak.run()
+        with marking(soak.site.folder), bounded(90 * given.minutes + 300):
+            soak.run(60 * given.minutes)
     except (Missed, OSError, psutil.Error) as error:
         reason = str(error) or type(error).__name__
     orphans = end_all(soak.site.folder, 0 if reason else ORPHAN_SECONDS)
-    rows = _rows(soak, productive, orphans, passed=not reason)
-    resultfile.write(SUITE, rows, seed=given.seed, reason=reason, faults=dict(soak.done))
+    left_in_shm = soak.samples.left_in_shm()
+    if not reason:
+        weights_sha256, productive = _unbroken(data, soak.steps)
+        if weights_sha256 != soak.weights_sha256:
+            reason = f"WRONG MODEL: other weights than the unbroken run after step {soak.steps}"
+    rows = _rows(soak, productive, orphans, left_in_shm, passed=not reason)
+    resultfile.write(SUITE, rows, seed=given.seed, reason=reason, steps=soak.steps)
     print(f"{resultfile.table(rows)}\n{reason or 'same model'}")
     return not all(row["ok"] for row in rows)
 
@@ -82,54 +85,49 @@ def _arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _unbroken(data: Path, seconds: float) -> tuple[int, Reference, float]:
-    """Train for some time; return the steps taken, what they came to, and their seconds.
+def _unbroken(data: Path, steps: int) -> tuple[str, float]:
+    """Take these steps in a run that nothing happens to; return its weights' hash, and its seconds.
 
-    The learning rate depends on no last step, so that a longer run goes through the same states.
+    Its seconds are the productive ones.
     """
     site = Site(f"{SUITE}-unbroken", data)
-    launch = site.launch(*SETTINGS, f"train.max_steps={ENDLESS}")
-    first = launch.await_step(1)
-    time.sleep(seconds)
-    launch.driver.terminate()
-    launch.expect(75)
-    summary = site.summary
-    reference = Reference(
-        weights_sha256=summary["weights_sha256"],
-        cold_start=round(first - launch.started, 2),
-        goodput=summary["goodput_ratio"],
-    )
-    return summary["steps"], reference, summary["wall_seconds"]["productive"]
+    print(f"unbroken: {steps} steps", flush=True)
+    site.launch(*SETTINGS, f"train.max_steps={steps}").expect(0)
+    return site.summary["weights_sha256"], site.summary["wall_seconds"]["productive"]
 
 
 class Soak:
     """One training through many faults."""
 
-    def __init__(self, site: Site, steps: int, draw: random.Random) -> None:
-        """Take `steps` in `site`, with faults that `draw` draws."""
+    def __init__(self, site: Site, draw: random.Random) -> None:
+        """Train in `site`, with faults that `draw` draws."""
         self.site = site
         self.draw = draw
         self.done: Counter[str] = Counter()
         self.samples = Samples()
         self.seconds = 0.0
         self.launches = 0
-        self._settings = (*SETTINGS, f"train.max_steps={steps}")
+        self.steps = 0
+        self.weights_sha256 = ""
         self.launch = self.start()
 
-    def run(self) -> None:
-        """Go on until all steps are taken; miss unless they have come to the unbroken model."""
+    def run(self, seconds: float) -> None:
+        """Train for as long; stop as a user would, and keep what it has come to."""
         began = time.monotonic()
         try:
-            self._follow(began)
+            self._follow(began, seconds)
+            self.launch.await_step(1, after=time.monotonic())  # all has been mended
+            self.launch.driver.terminate()
+            self.launch.expect(75)
         finally:
             self.seconds = time.monotonic() - began
-        self.launch.expect(0)
-        self.site.check_model()
+        self.steps = self.site.summary["steps"]
+        self.weights_sha256 = self.site.summary["weights_sha256"]
 
-    def _follow(self, began: float) -> None:
+    def _follow(self, began: float, seconds: float) -> None:
         fault_at, sample_at = began + FAULT_SECONDS, began + SAMPLE_SECONDS
-        while self.launch.driver.poll() is None:
-            now = time.monotonic()
+        while (now := time.monotonic()) < began + seconds:
+            self.launch.check_alive("the time is over")
             if now >= sample_at:
                 sample_at = now + SAMPLE_SECONDS
                 self.samples.take(now - began, self.launch.driver.pid, self.site.ranks().values())
@@ -139,17 +137,17 @@ class Soak:
             time.sleep(0.2)
 
     def _strike(self, at: float) -> None:
-        name = self.draw.choice(list(FAULTS))
+        faults = DRIVER_FAULTS if self.draw.random() < DRIVER_SHARE else RANK_FAULTS
+        name = self.draw.choice(list(faults))
         reached = max((step for _, step in self.launch.steps()), default=0)
         print(f"{at:6.0f} s  step {reached:>5}  {name}", flush=True)
-        with suppress(psutil.NoSuchProcess):  # it has just ended by itself
-            FAULTS[name](self)
-            self.done[name] += 1
+        faults[name](self)
+        self.done[name] += 1
 
     def start(self) -> Launch:
         """Start the training, or go on with it."""
         self.launches += 1
-        return self.site.launch(*self._settings)
+        return self.site.launch(*SETTINGS, f"train.max_steps={ENDLESS}")
 
     def start_again(self) -> None:
         """Go on once nobody is left of a driver that has ended."""
@@ -160,8 +158,7 @@ class Soak:
     def rank(self, rank: int) -> psutil.Process:
         """Return the process of a rank, as soon as there is one."""
         while not ((found := self.site.ranks().get(rank)) and is_alive(found)):
-            if self.launch.driver.poll() is not None:
-                raise psutil.NoSuchProcess(self.launch.driver.pid)
+            self.launch.check_alive(f"rank {rank} was there")
             time.sleep(0.1)
         return found
 
@@ -173,10 +170,8 @@ def _kill_driver(soak: Soak) -> None:
 
 def _stop_driver(soak: Soak) -> None:
     soak.launch.driver.terminate()
-    if (code := soak.launch.end()) == 75:
-        soak.start_again()
-    elif code:
-        raise Missed(f"exit code {code}, not 75, after SIGTERM: {soak.launch}")
+    soak.launch.expect(75)
+    soak.start_again()
 
 
 def _damage_checkpoint(soak: Soak) -> None:
@@ -185,10 +180,12 @@ def _damage_checkpoint(soak: Soak) -> None:
     _kill_driver(soak)
 
 
-FAULTS: dict[str, Callable[[Soak], None]] = {
+RANK_FAULTS: dict[str, Callable[[Soak], None]] = {
     "kill-rank": lambda soak: soak.rank(1).kill(),
     "kill-rank-0": lambda soak: soak.rank(0).kill(),
     "freeze-rank": lambda soak: soak.rank(soak.draw.randrange(2)).suspend(),
+}
+DRIVER_FAULTS: dict[str, Callable[[Soak], None]] = {
     "kill-driver": _kill_driver,
     "stop-driver": _stop_driver,
     "flip-checkpoint": _damage_checkpoint,
@@ -240,21 +237,24 @@ def _shm_bytes() -> int:
 
 
 def _rows(
-    soak: Soak, productive: float, orphans: list[str], passed: bool
+    soak: Soak, productive: float, orphans: list[str], left_in_shm: float, passed: bool
 ) -> list[dict[str, object]]:
     """Return the rows of the result file."""
     return [
         resultfile.row("same model as unbroken", "of 1", [float(passed)], goal=1.0),
         resultfile.row("duration", "min", [round(soak.seconds / 60, 1)]),
         resultfile.row("faults", "", [float(soak.done.total())]),
-        *(resultfile.row(f"faults: {name}", "", [float(soak.done[name])]) for name in FAULTS),
+        *(
+            resultfile.row(f"faults: {name}", "", [float(soak.done[name])])
+            for name in (*RANK_FAULTS, *DRIVER_FAULTS)
+        ),
         resultfile.row("launches", "", [float(soak.launches)]),
         resultfile.row("goodput", "ratio", [round(productive / soak.seconds, 3)]),
         *(
             resultfile.row(f"growth: {name}", "ratio", [value], MOST_GROWTH, "max")
             for name, value in soak.samples.growth().items()
         ),
-        resultfile.row("left in /dev/shm", "MiB", [soak.samples.left_in_shm()], 1.0, "max"),
+        resultfile.row("left in /dev/shm", "MiB", [left_in_shm], 1.0, "max"),
         resultfile.row("processes left", "", [float(len(orphans))], 0.0, "max"),
     ]
 
