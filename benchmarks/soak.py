@@ -3,8 +3,8 @@
 Two ranks train, warm processes standing by, and a fault is done to them every minute until the time
 is over. A driver that has died or was stopped is started again, as whoever runs it would do.
 Meanwhile memory, open handles and threads of the driver and the ranks are looked at, and /dev/shm.
-Then a run that nothing happens to takes as many steps: it must come to the same weights, and its
-productive seconds over those of the soak are the goodput.
+Then a run that nothing happens to takes as many steps, in one rank: sums are exact, so it must come
+to the same weights. Goodput is the steps that count, at the pace of the median step, over the time.
 
     make soak                              # an hour, and the unbroken run
     make soak ARGS="--minutes 4 --seed 7"
@@ -20,11 +20,13 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
 
 import psutil
 
+from alexnet.records import read_records
 from benchmarks import resultfile
 from benchmarks.faults.processes import (
     Missed,
@@ -60,7 +62,7 @@ def main() -> int:
     given = _arguments()
     data = prepared_digits()
     soak = Soak(Site(SUITE, data), random.Random(given.seed))
-    productive, reason = 0.0, ""
+    reason = ""
     try:
         with marking(soak.site.folder), bounded(90 * given.minutes + 300):
             soak.run(60 * given.minutes)
@@ -69,10 +71,9 @@ def main() -> int:
     orphans = end_all(soak.site.folder, 0 if reason else ORPHAN_SECONDS)
     left_in_shm = soak.samples.left_in_shm()
     if not reason:
-        weights_sha256, productive = _unbroken(data, soak.steps)
-        if weights_sha256 != soak.weights_sha256:
+        if _unbroken(data, soak.steps) != soak.weights_sha256:
             reason = f"WRONG MODEL: other weights than the unbroken run after step {soak.steps}"
-    rows = _rows(soak, productive, orphans, left_in_shm, passed=not reason)
+    rows = _rows(soak, orphans, left_in_shm, passed=not reason)
     resultfile.write(SUITE, rows, seed=given.seed, reason=reason, steps=soak.steps)
     print(f"{resultfile.table(rows)}\n{reason or 'same model'}")
     return not all(row["ok"] for row in rows)
@@ -85,15 +86,13 @@ def _arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _unbroken(data: Path, steps: int) -> tuple[str, float]:
-    """Take these steps in a run that nothing happens to; return its weights' hash, and its seconds.
-
-    Its seconds are the productive ones.
-    """
+def _unbroken(data: Path, steps: int) -> str:
+    """Return the hash of the weights after these steps of a run that nothing happens to."""
     site = Site(f"{SUITE}-unbroken", data)
     print(f"unbroken: {steps} steps", flush=True)
-    site.launch(*SETTINGS, f"train.max_steps={steps}").expect(0)
-    return site.summary["weights_sha256"], site.summary["wall_seconds"]["productive"]
+    alone = ("cluster.workers=1", f"train.max_steps={steps}", f"checkpoint.every={ENDLESS}")
+    site.launch(*SETTINGS, *alone).expect(0)
+    return str(site.summary["weights_sha256"])
 
 
 class Soak:
@@ -108,6 +107,7 @@ class Soak:
         self.seconds = 0.0
         self.launches = 0
         self.steps = 0
+        self.step_seconds = 0.0  # the median
         self.weights_sha256 = ""
         self.launch = self.start()
 
@@ -121,6 +121,9 @@ class Soak:
             self.launch.expect(75)
         finally:
             self.seconds = time.monotonic() - began
+        records = read_records(self.site.run / "metrics.jsonl")
+        told = [record["time"] for record in records if record["kind"] == "step"]
+        self.step_seconds = median(after - before for before, after in pairwise(told))
         self.steps = self.site.summary["steps"]
         self.weights_sha256 = self.site.summary["weights_sha256"]
 
@@ -237,7 +240,7 @@ def _shm_bytes() -> int:
 
 
 def _rows(
-    soak: Soak, productive: float, orphans: list[str], left_in_shm: float, passed: bool
+    soak: Soak, orphans: list[str], left_in_shm: float, passed: bool
 ) -> list[dict[str, object]]:
     """Return the rows of the result file."""
     return [
@@ -249,7 +252,9 @@ def _rows(
             for name in (*RANK_FAULTS, *DRIVER_FAULTS)
         ),
         resultfile.row("launches", "", [float(soak.launches)]),
-        resultfile.row("goodput", "ratio", [round(productive / soak.seconds, 3)]),
+        resultfile.row(
+            "goodput", "ratio", [round(soak.steps * soak.step_seconds / soak.seconds, 3)]
+        ),
         *(
             resultfile.row(f"growth: {name}", "ratio", [value], MOST_GROWTH, "max")
             for name, value in soak.samples.growth().items()
