@@ -70,9 +70,8 @@ def main() -> int:
         reason = str(error) or type(error).__name__
     orphans = end_all(soak.site.folder, 0 if reason else ORPHAN_SECONDS)
     left_in_shm = soak.samples.left_in_shm()
-    if not reason:
-        if _unbroken(data, soak.steps) != soak.weights_sha256:
-            reason = f"WRONG MODEL: other weights than the unbroken run after step {soak.steps}"
+    if not reason and _unbroken(data, soak.steps) != soak.weights_sha256:
+        reason = f"WRONG MODEL: other weights than the unbroken run after step {soak.steps}"
     rows = _rows(soak, orphans, left_in_shm, passed=not reason)
     resultfile.write(SUITE, rows, seed=given.seed, reason=reason, steps=soak.steps)
     print(f"{resultfile.table(rows)}\n{reason or 'same model'}")
@@ -126,6 +125,11 @@ class Soak:
         self.step_seconds = median(after - before for before, after in pairwise(told))
         self.steps = self.site.summary["steps"]
         self.weights_sha256 = self.site.summary["weights_sha256"]
+
+    @property
+    def goodput(self) -> float:
+        """The share of the time that the steps would have taken undisturbed."""
+        return self.steps * self.step_seconds / self.seconds
 
     def _follow(self, began: float, seconds: float) -> None:
         fault_at, sample_at = began + FAULT_SECONDS, began + SAMPLE_SECONDS
@@ -252,9 +256,7 @@ def _rows(
             for name in (*RANK_FAULTS, *DRIVER_FAULTS)
         ),
         resultfile.row("launches", "", [float(soak.launches)]),
-        resultfile.row(
-            "goodput", "ratio", [round(soak.steps * soak.step_seconds / soak.seconds, 3)]
-        ),
+        resultfile.row("goodput", "ratio", [round(soak.goodput, 3)]),
         *(
             resultfile.row(f"growth: {name}", "ratio", [value], MOST_GROWTH, "max")
             for name, value in soak.samples.growth().items()
