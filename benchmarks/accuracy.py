@@ -1,14 +1,15 @@
 """`make accuracy DATA=DIR`: train the presets on real images and write down what they score.
 
 DIR holds `catdog.tar` and `cifar10.tar.gz`, as docs/recipes.md describes them. Every run is one
-`alexnet train` below `runs/accuracy/`; what has been trained is not trained again, and what was
-broken off goes on, so that the hours this takes need not be in one piece. Results are in
-`results/accuracy.json`, the plot in `docs/large-batch.svg`.
+`alexnet train` below `runs/accuracy/`. What was broken off goes on, and what is in
+`results/accuracy.json` already, of the preset as it stands, is not trained again: the hours that
+this takes need not be in one piece, nor on one machine. The plot is in `docs/large-batch.svg`.
 
     make accuracy DATA=data ARGS="catdog --list"       # those whose name begins so
 """
 
 import argparse
+import hashlib
 import json
 import os
 import shlex
@@ -16,11 +17,12 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from operator import sub, truediv
 from pathlib import Path
-from statistics import mean
+from statistics import mean, median
 from typing import Any
 
+from alexnet.records import read_records
 from benchmarks import resultfile
 from benchmarks.resultfile import ROOT
 
@@ -29,6 +31,8 @@ RUNS = ROOT / "runs" / SUITE
 PLOT = ROOT / "docs" / "large-batch.svg"
 ARCHIVES = {"catdog": "catdog.tar", "cifar10": "cifar10.tar.gz"}
 TIMES = 32  # the large batch, in base batches
+Report = dict[str, Any]  # of a training that has come to its end
+Reports = dict[str, Report]  # by name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,56 +63,41 @@ class Training:
         return ["alexnet", "train", f"configs/{self.preset}.yaml", *own]
 
     @property
-    def is_done(self) -> bool:
-        """Whether it has been trained to its end."""
-        summary = self.folder / "summary.json"
-        return summary.exists() and json.loads(summary.read_text())["status"] == "completed"
+    def recipe(self) -> dict[str, str]:
+        """What decides its outcome, but for code and data."""
+        command = shlex.join(self.command).replace(f"{ROOT}/", "")
+        preset = (ROOT / "configs" / f"{self.preset}.yaml").read_bytes()
+        return {"command": command, "preset_sha256": hashlib.sha256(preset).hexdigest()}
 
-    def train(self) -> None:
+    def train(self) -> Report:
         """Train it, from where it was left; its log is beside its folder."""
         print(f"{self.name}: {shlex.join(self.command[1:])}", flush=True)
+        RUNS.mkdir(parents=True, exist_ok=True)
         with (RUNS / f"{self.name}.log").open("ab") as log:
             command = [sys.executable, "-m", "cluster", *self.command[1:]]
             subprocess.run(command, cwd=ROOT, stdout=log, stderr=log, check=True)
+        return self._report()
 
-    @cached_property
-    def records(self) -> list[dict[str, Any]]:
-        """Its evaluations and logged steps, in order; what was trained twice counts once."""
-        lines = (self.folder / "metrics.jsonl").read_text().splitlines()
-        return sorted(map(json.loads, lines), key=lambda record: record["step"])
-
-    @property
-    def evaluations(self) -> list[dict[str, Any]]:
-        """One a pass, as a rule."""
-        return [record for record in self.records if record["kind"] == "evaluation"]
-
-    @property
-    def last(self) -> float:
-        """Held-out top-1 at the end."""
-        return float(self.evaluations[-1]["top1"])
-
-    @property
-    def best(self) -> float:
-        """Held-out top-1 of the best pass."""
-        return float(max(each["top1"] for each in self.evaluations))
-
-    @property
-    def report(self) -> dict[str, Any]:
-        """What the results say of it."""
+    def _report(self) -> Report:
         summary = json.loads((self.folder / "summary.json").read_text())
-        steps = [record for record in self.records if record["kind"] == "step"]
-        rates = sorted(step["images_per_second"] for step in steps)
+        # In their order; what was trained twice counts once.
+        records = sorted(read_records(self.folder / "metrics.jsonl"), key=lambda one: one["step"])
+        evaluations = [record for record in records if record["kind"] == "evaluation"]
+        rate = median(line["images_per_second"] for line in records if line["kind"] == "step")
         return {
             "name": self.name,
-            "command": shlex.join(self.command).replace(f"{ROOT}/", ""),
+            **self.recipe,
+            "seed": self.seed,
             "ended_at": summary["ended_at"],
+            "commit": resultfile.commit(),
+            "machine": resultfile.machine(),
             "images_seen": summary["images_seen"],
-            "images_per_second": round(rates[len(rates) // 2], 1),
-            "hours": round(summary["images_seen"] / rates[len(rates) // 2] / 3600, 2),
-            "top1": round(self.last, 4),
-            "top5": round(self.evaluations[-1]["top5"], 4),
-            "top1_of_the_best_pass": round(self.best, 4),
-            "top1_by_pass": [round(each["top1"], 4) for each in self.evaluations],
+            "images_per_second": round(rate, 1),
+            "hours": round(summary["images_seen"] / rate / 3600, 2),
+            "top1": evaluations[-1]["top1"],
+            "top5": evaluations[-1]["top5"],
+            "epochs": [each["epoch"] for each in evaluations],
+            "top1_by_pass": [each["top1"] for each in evaluations],
         }
 
 
@@ -141,49 +130,54 @@ class Goal:
     name: str
     unit: str = "top-1"
     trainings: Sequence[Training]
-    samples: Callable[[], list[float]]
+    samples: Callable[[Sequence[Report]], list[float]]  # of the reports of `trainings`
     bound: float | None = None  # the least that will do
 
 
+def _last(reports: Sequence[Report]) -> list[float]:
+    return [float(report["top1"]) for report in reports]
+
+
+def _best(reports: Sequence[Report]) -> list[float]:
+    return [float(max(report["top1_by_pass"])) for report in reports]
+
+
+def _above_seed(reports: Sequence[Report]) -> list[float]:
+    seed, own = reports[: len(SEEDS)], reports[len(SEEDS) :]
+    return [mean(_last(own)) - mean(_best(seed))]
+
+
 GOALS = (
-    Goal(
-        name="catdog-seed, best pass",
-        trainings=SEED_RECIPE,
-        samples=lambda: [each.best for each in SEED_RECIPE],
-    ),
-    Goal(
-        name="catdog, last pass",
-        trainings=CATDOG,
-        samples=lambda: [each.last for each in CATDOG],
-    ),
+    Goal(name="catdog-seed, best pass", trainings=SEED_RECIPE, samples=_best),
+    Goal(name="catdog, last pass", trainings=CATDOG, samples=_last),
     Goal(
         name="catdog above catdog-seed",
         unit="top-1, means",
         trainings=[*SEED_RECIPE, *CATDOG],
-        samples=lambda: [mean(x.last for x in CATDOG) - mean(x.best for x in SEED_RECIPE)],
+        samples=_above_seed,
         bound=0.10,
     ),
-    Goal(
-        name="catdog, more passes",
-        trainings=[CATDOG_LONG],
-        samples=lambda: [CATDOG_LONG.last],
-        bound=0.80,
-    ),
-    Goal(name="cifar10", trainings=[CIFAR10], samples=lambda: [CIFAR10.last], bound=0.85),
+    Goal(name="catdog, more passes", trainings=[CATDOG_LONG], samples=_last, bound=0.80),
+    Goal(name="cifar10", trainings=[CIFAR10], samples=_last, bound=0.85),
     Goal(
         name=f"LARS, {TIMES} x the batch, of small",
         unit="ratio",
-        trainings=[CIFAR10, LARS],
-        samples=lambda: [LARS.last / CIFAR10.last],
+        trainings=[LARS, CIFAR10],
+        samples=lambda reports: [truediv(*_last(reports))],
         bound=0.99,
     ),
     Goal(
         name=f"LARS above SGD, {TIMES} x the batch",
         trainings=[LARS, LARGE_SGD],
-        samples=lambda: [LARS.last - LARGE_SGD.last],
+        samples=lambda reports: [sub(*_last(reports))],
         bound=0.001,
     ),
 )
+LARGE_BATCH = {
+    CIFAR10: "SGD, small batch",
+    LARS: f"LARS, {TIMES} times as large",
+    LARGE_SGD: f"SGD, {TIMES} times as large, rate scaled linearly",
+}
 TRAININGS = [*SEED_RECIPE, *CATDOG, CATDOG_LONG, CIFAR10, LARS, LARGE_SGD]
 
 
@@ -194,18 +188,43 @@ def main() -> int:
     if given.list:
         print(*(f"{each.name:20}{shlex.join(each.command)}" for each in chosen), sep="\n")
         return 0
-    for dataset in sorted({each.dataset for each in chosen}):
+    reports = _kept()
+    missing = [each for each in chosen if each.name not in reports]
+    for dataset in sorted({each.dataset for each in missing}):
         _prepare(given.data / ARCHIVES[dataset], RUNS / "data" / dataset)
-    for each in chosen:
-        if not each.is_done:
-            each.train()
-    done = [each for each in TRAININGS if each.is_done]
-    rows = _rows(done)
-    resultfile.write(SUITE, rows, trainings=[each.report for each in done])
+    for each in missing:
+        reports[each.name] = each.train()
+        _write(reports)
+    rows = _write(reports)
     print(resultfile.table(rows))
-    if {CIFAR10, LARS, LARGE_SGD} <= {*done}:
-        _plot()
     return not all(row["ok"] for row in rows)
+
+
+def _kept() -> Reports:
+    """Return what has been trained before, of recipes that are still the same."""
+    path = resultfile.FOLDER / f"{SUITE}.json"
+    before: list[Report] = json.loads(path.read_text())["trainings"] if path.exists() else []
+    recipes = {each.name: each.recipe for each in TRAININGS}
+    return {
+        report["name"]: report
+        for report in before
+        if report["name"] in recipes and recipes[report["name"]].items() <= report.items()
+    }
+
+
+def _write(reports: Reports) -> list[dict[str, Any]]:
+    """Leave the reports, and the rows of all goals whose trainings are done; return these."""
+    rows = []
+    for goal in GOALS:
+        if all(each.name in reports for each in goal.trainings):
+            samples = goal.samples([reports[each.name] for each in goal.trainings])
+            samples = [round(sample, 4) for sample in samples]
+            rows.append(resultfile.row(goal.name, goal.unit, samples, goal.bound))
+    done = [reports[each.name] for each in TRAININGS if each.name in reports]
+    resultfile.write(SUITE, rows, trainings=done)
+    if all(each.name in reports for each in LARGE_BATCH):
+        _plot(reports)
+    return rows
 
 
 def _arguments() -> argparse.Namespace:
@@ -223,29 +242,16 @@ def _prepare(archive: Path, folder: Path) -> None:
     subprocess.run(command, cwd=ROOT, check=True)
 
 
-def _rows(done: Sequence[Training]) -> list[dict[str, Any]]:
-    """The figures of all goals whose trainings are done."""
-    return [
-        resultfile.row(each.name, each.unit, each.samples(), each.bound)
-        for each in GOALS
-        if {*each.trainings} <= {*done}
-    ]
-
-
-def _plot() -> None:
+def _plot(reports: Reports) -> None:
     import matplotlib
 
     matplotlib.use("svg")
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(7, 4))
-    for training, label in (
-        (CIFAR10, "SGD, small batch"),
-        (LARS, f"LARS, {TIMES} times as large"),
-        (LARGE_SGD, f"SGD, {TIMES} times as large, rate scaled linearly"),
-    ):
-        found = training.evaluations
-        axes.plot([x["epoch"] for x in found], [x["top1"] for x in found], label=label)
+    for training, label in LARGE_BATCH.items():
+        report = reports[training.name]
+        axes.plot(report["epochs"], report["top1_by_pass"], label=label)
     axes.set(xlabel="epoch", ylabel="held-out top-1", title="CIFAR-10, AlexNet-BN")
     axes.grid(alpha=0.3)
     axes.legend(loc="lower right")
