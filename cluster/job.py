@@ -28,6 +28,7 @@ from cluster.fit import fitted, reserve_little, with_micro_batch
 from cluster.growth import Growth
 from cluster.history import History
 from cluster.lease import Lease
+from cluster.nodes import resources_in_reach
 from cluster.plan import Plan, plan_workers
 from cluster.preview import preview
 from cluster.rendezvous import Rendezvous
@@ -198,7 +199,7 @@ class Job:
             self._archive.clear()
             self._replace = False
         desk = self._lease.next_desk()
-        growth = Growth(plan, self._plan, config.cluster.grow_after)
+        growth = Growth(plan, self._larger_plan, config.cluster.grow_after)
         with Rendezvous(group.meeting_address, group.slots) as rendezvous:
             watch = Watch(
                 config, group, self._lease, self._stop, self._screen, history, self._begin, growth
@@ -230,10 +231,11 @@ class Job:
         return self._group
 
     def _next_plan(self) -> Plan:
-        return self._plan(self._most)
+        """Of nodes that answer: one that was lost just now may still count for Ray."""
+        return plan_workers(self._config, resources_in_reach(), self._gpus, self._most)
 
-    def _plan(self, most: int | None = None) -> Plan:
-        return plan_workers(self._config, ray.cluster_resources(), self._gpus, most)
+    def _larger_plan(self) -> Plan:
+        return plan_workers(self._config, ray.cluster_resources(), self._gpus)
 
     def _begin(self, step: int) -> None:
         if not self._trains:

@@ -17,6 +17,7 @@ from alexnet.memory import Memory, least
 from cluster.board import Status
 from cluster.config import JobConfig
 from cluster.errors import AttemptFailedError, NoResourcesError, ReplanError, one_line
+from cluster.nodes import only_in_reach
 from cluster.plan import LESS, Plan, amounts
 from cluster.rendezvous import Rendezvous, assign_ranks
 from cluster.stop import Stop
@@ -53,7 +54,11 @@ class WorkerGroup:
         self._bundles: list[int] = []
         self._standbys: list[Any] = []
         self._warm: list[Any] = []  # references, ready once the standby is
-        self._reserved = placement_group([plan.bundle] * plan.workers, strategy="PACK")
+        self._reserved = placement_group(
+            [plan.bundle] * plan.workers,
+            strategy="PACK",
+            bundle_label_selector=[only_in_reach()] * plan.workers,
+        )
 
     def __enter__(self) -> "WorkerGroup":
         try:

@@ -426,7 +426,7 @@ def test_a_lost_node_is_done_without(
             raylet.kill()
             assert driver.wait(timeout=300) == 0, job.output
         workers = re.findall(r"(\d) Horovod workers", job.output)
-        assert (workers[0], workers[-1]) == ("3", "2")
+        assert workers == ["3", "2"]  # nor does it wait until Ray gives the node up
         assert job.summary["world_size"] == 2
         assert job.summary["weights_sha256"] == unbroken["weights_sha256"]
 
