@@ -23,5 +23,5 @@ def make_environment(name: str) -> None:
     pip = [str(python_of(name)), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     done = subprocess.run([*pip, "-r", str(requirements)], capture_output=True, text=True)
     if done.returncode:
-        raise SystemExit(f"{requirements.name}: {done.stderr[-4000:]}")
+        raise RuntimeError(f"{requirements.name}: {done.stderr[-4000:]}")
     stamp.write_text(requirements.read_text())

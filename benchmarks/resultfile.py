@@ -5,6 +5,7 @@ import os
 import platform
 import subprocess
 import time
+from functools import cache
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -66,10 +67,15 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+@cache
 def commit() -> str:
-    """Return the commit that is checked out, with `-dirty` if files but results differ from it."""
+    """Return the commit that was checked out when this was asked first: what this process runs.
+
+    With `-dirty` if files differ from it.
+    """
     head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True)
-    changes = ["git", "diff", "--quiet", "HEAD", "--", ".", ":!benchmarks/results"]
+    written = [":!benchmarks/results", ":!docs"]  # by benchmarks themselves
+    changes = ["git", "diff", "--quiet", "HEAD", "--", ".", *written]
     is_dirty = subprocess.run(changes, cwd=ROOT, capture_output=True).returncode == 1
     return (head.stdout.strip() or "unknown") + "-dirty" * is_dirty
 

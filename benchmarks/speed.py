@@ -18,15 +18,16 @@ run keep what an earlier run has left there, with its date and commit.
 import argparse
 import json
 import shlex
+import signal
 import sys
 import time
+import traceback
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
 from benchmarks import resultfile
 from benchmarks.faults.matrix import Skipped
-from benchmarks.faults.processes import Missed
 from benchmarks.steps.contest import Bench, Row, Samples
 from benchmarks.steps.rows import rows
 
@@ -40,6 +41,8 @@ def main() -> int:
     """Run the chosen rows; return 1 if one of them could not be measured."""
     table = rows()
     chosen, rounds, quick = _arguments(table)
+    resultfile.commit()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # nobody is left behind
     failed = False
     for row in chosen:
         print(f"{row.name}: {row.about}", flush=True)
@@ -47,8 +50,8 @@ def main() -> int:
             _run(table, row, rounds, quick)
         except Skipped as why:
             print(f"  skipped: {why}", flush=True)
-        except Missed as why:
-            print(f"  FAILED: {why}", flush=True)
+        except Exception:  # the rows behind it are not to pay for it
+            print(f"  FAILED: {traceback.format_exc()}", flush=True)
             failed = True
     return failed
 
@@ -65,7 +68,7 @@ def _run(table: list[Row], row: Row, rounds: int, quick: bool) -> None:
             samples[name] += values
         print(f"  round {number + 1}: {_shown(found)}", flush=True)
         if not quick:
-            _write(table, row, samples, runs)
+            _write(table, row, samples, runs, is_whole=number + 1 == rounds)
     print(
         "  only a trial:" if quick else "",
         resultfile.table(entries(row, samples)),
@@ -112,9 +115,13 @@ def merged(table: list[Row], row: Row, new: list[Tree], before: list[Tree]) -> l
     return sorted([*kept, *new], key=lambda line: order.index(line["row"]))
 
 
-def _write(table: list[Row], row: Row, samples: Samples, runs: list[Any]) -> None:
+def _write(table: list[Row], row: Row, samples: Samples, runs: list[Any], is_whole: bool) -> None:
+    """Leave what was measured; some rounds of a row take the place of nothing."""
     path = resultfile.FOLDER / f"{SUITE}.json"
     before: Tree = json.loads(path.read_text()) if path.exists() else {}
+    if not is_whole and row.name in before.get("whole", []):
+        return
+    whole = {*before.get("whole", []), *([row.name] if is_whole else [])}
     seen = {
         "row": row.name,
         "about": row.about,
@@ -125,7 +132,9 @@ def _write(table: list[Row], row: Row, samples: Samples, runs: list[Any]) -> Non
     }
     new = [{**line, **seen} for line in entries(row, samples)]
     lines = merged(table, row, new, before.get("rows", []))
-    resultfile.write(SUITE, lines, runs={**before.get("runs", {}), row.name: runs})
+    resultfile.write(
+        SUITE, lines, whole=sorted(whole), runs={**before.get("runs", {}), row.name: runs}
+    )
     into_document(DOCUMENT, lines)
 
 

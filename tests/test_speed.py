@@ -20,7 +20,6 @@ def measured(*ranks: list[float], batch: int = 8, **more: float) -> Measured:
 def test_a_pace_is_that_of_all_ranks() -> None:
     found = measured([1.0, 1.0, 4.0], [2.0, 2.0, 2.0])
     assert found.images_per_second == 8 / 1 + 8 / 2  # medians: what is rare does not count
-    assert found.images_per_second_in_all == 8 / 2 + 8 / 2
     assert found.step == 1.5
 
 

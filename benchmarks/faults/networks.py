@@ -12,10 +12,11 @@ HUB, CABLE = "chaos-hub", "cable"
 
 
 @contextmanager
-def joined(*hosts: Host, hub: str = HUB) -> Iterator[None]:
+def joined(*hosts: Host, hub: str = HUB, bits_per_second: float = 0) -> Iterator[None]:
     """Give each host its network namespace, with a cable to one hub.
 
-    A host without a namespace is this machine as it is, with a cable more.
+    A host without a namespace is this machine as it is, with a cable more. The others' cables carry
+    no more than `bits_per_second` of what they send (0: any).
 
     Raises:
         Skipped: this machine allows no namespaces.
@@ -27,6 +28,8 @@ def joined(*hosts: Host, hub: str = HUB) -> Iterator[None]:
         _ip("-n", hub, "link", "set", "hub", "up")
         for host in hosts:
             _join(host, hub)
+            if host.namespace and bits_per_second:
+                _limit(host, bits_per_second)
     except (OSError, subprocess.CalledProcessError) as error:
         _remove(hosts, hub)
         reason = getattr(error, "stderr", "") or str(error)
@@ -35,12 +38,6 @@ def joined(*hosts: Host, hub: str = HUB) -> Iterator[None]:
         yield
     finally:
         _remove(hosts, hub)
-
-
-def limit(host: Host, bits_per_second: float) -> None:
-    """Have the host's cable carry no more than so much, of what the host sends."""
-    queue = f"root tbf rate {bits_per_second:.0f} burst 256kb latency 200ms".split()
-    _run("tc", *_inside(host), "qdisc", "replace", "dev", CABLE, *queue)
 
 
 def pull(host: Host) -> None:
@@ -62,6 +59,11 @@ def _join(host: Host, hub: str) -> None:
     _ip("-n", hub, "link", "set", _end(host), "master", "hub", "up")
     _ip(*_inside(host), "addr", "add", f"{host.address}/24", "dev", CABLE)
     _ip(*_inside(host), "link", "set", CABLE, "up")
+
+
+def _limit(host: Host, bits_per_second: float) -> None:
+    queue = f"root tbf rate {bits_per_second:.0f} burst 256kb latency 200ms".split()
+    _run("tc", *_inside(host), "qdisc", "replace", "dev", CABLE, *queue)
 
 
 def _remove(hosts: tuple[Host, ...], hub: str) -> None:

@@ -56,10 +56,10 @@ class Stopwatch:
         return WARM_UP + int(self._given.steps)
 
 
-def meet(given: argparse.Namespace) -> None:
-    """Wait until every rank has come here."""
-    (given.folder / f"ready-{given.rank}").touch()
-    while len([*given.folder.glob("ready-*")]) < given.ranks:
+def meet(given: argparse.Namespace, place: str = "ready") -> None:
+    """Wait until every rank has come to this place; who runs them ends all if one has failed."""
+    (given.folder / f"{place}-{given.rank}").touch()
+    while len([*given.folder.glob(f"{place}-*")]) < given.ranks:
         time.sleep(0.005)
 
 

@@ -1,4 +1,4 @@
-"""Horovod as its documentation has it: all gradients averaged in one grouped allreduce."""
+"""Horovod as it comes: all gradients averaged in one grouped allreduce."""
 
 import os
 

@@ -1,7 +1,7 @@
 """This project: settings, task, trainer and hooks as a rank has them; tensors that lie ready.
 
 What stands behind the arguments are settings, KEY=VALUE. `--apart`: a process of its own, that has
-no other ranks. `--save`: checkpoints are written, as by default.
+no other ranks. No checkpoints are written.
 """
 
 from argparse import ArgumentParser, Namespace
@@ -35,14 +35,13 @@ class Measure(Hook):
     """Stops the time of the steps, and what else is to be known of them."""
 
     given: Namespace
-    phases: Phases
     interface: str
-    before: dict[str, float] = field(default_factory=dict)
-    after: dict[str, float] = field(default_factory=dict)
+    before: int = 0  # bytes sent
+    after: int = 0
     updates: list[float] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        # Others meet in the exchange: one that saves may be told of a step before they are.
+        # Others meet in the exchange.
         self.stopwatch = common.Stopwatch(self.given, meets=self.given.apart)
 
     def on_step(self, event: StepEvent) -> None:
@@ -50,20 +49,16 @@ class Measure(Hook):
         if len(self.stopwatch.seconds) == self.given.steps:
             return
         self.stopwatch()
-        self.after = {
-            "blocked": self.phases.seconds["checkpoint"],
-            "sent": sent_bytes(self.interface),
-        }
+        self.after = sent_bytes(self.interface)
         self.updates.append(event.result.update_seconds)
         if not self.stopwatch.seconds:
             self.before = self.after
 
     @property
     def found(self) -> dict[str, float]:
-        """Seconds that checkpoints blocked, bytes sent a step, seconds of an update."""
-        blocked, sent = (self.after[name] - self.before[name] for name in ("blocked", "sent"))
-        update = median(self.updates[common.WARM_UP :])
-        return {"blocked": blocked, "sent": sent / self.given.steps, "update": update}
+        """Bytes sent a step, seconds of an update."""
+        sent = (self.after - self.before) / self.given.steps
+        return {"sent": sent, "update": median(self.updates[common.WARM_UP :])}
 
 
 def sent_bytes(interface: str) -> int:
@@ -90,9 +85,7 @@ def parser() -> ArgumentParser:
     parser = common.parser()
     parser.add_argument("--config", type=Path)
     parser.add_argument("--interface", default="lo")
-    parser.add_argument("--first-step", type=int, default=0)
     parser.add_argument("--apart", action="store_true")
-    parser.add_argument("--save", action="store_true")
     parser.add_argument("overrides", nargs="*")
     return parser
 
@@ -123,12 +116,11 @@ def without_saving(hooks: list[Hook]) -> list[Hook]:
 
 
 def start(given: Namespace) -> tuple[JobConfig, HorovodExchange, Task]:
-    """Be a rank: meet the others, build what trains, begin with the same weights."""
+    """Be a rank: meet the others, build what trains; weights are those of the seed everywhere."""
     config = settings(given)
     threads = configure_tensorflow(config)
     exchange = cast(HorovodExchange, Alone()) if given.apart else HorovodExchange()
     task = Task.build(config.with_threads(threads), exchange)
-    exchange.broadcast(list(task.step.variables.values()))
     return config, exchange, task
 
 
@@ -138,16 +130,16 @@ def main() -> None:
     config, exchange, task = start(given)
     phases = Phases()
     hooks = hooks_of(config, exchange, task, phases, Board())
-    measure = Measure(given, phases, given.interface)
+    measure = Measure(given, given.interface)
     Trainer(
         step=task.step,
         batches=lambda first_step: batches(task),
         rate=lambda step: common.RATE,
-        total_steps=given.first_step + measure.stopwatch.total_steps + 1,
-        hooks=[*(hooks if given.save else without_saving(hooks)), measure],
+        total_steps=measure.stopwatch.total_steps + 1,
+        hooks=[*without_saving(hooks), measure],
         phases=phases,
         stop_requested=lambda: False,
-    ).run(given.first_step)
+    ).run(0)
     common.report(measure.stopwatch, **measure.found)
     if not given.apart:
         exchange.shutdown()

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -20,7 +21,7 @@ from cluster.rendezvous import Rendezvous, assign_ranks
 from tests.clusters import HERE, Host, free_ports
 
 ROOT = Path(__file__).resolve().parents[2]
-HUNG_SECONDS = 1800.0
+HUNG_SECONDS, POLL_SECONDS = 1200.0, 0.1
 RUNNER = Host(address="10.77.0.200")  # where ranks meet that have namespaces
 VARIABLES = {
     "PYTHONPATH": str(ROOT),
@@ -55,11 +56,6 @@ class Measured:
         return sum(self.batch / median(rank["seconds"]) for rank in self.ranks)
 
     @property
-    def images_per_second_in_all(self) -> float:
-        """Of all ranks, by the whole of the time: what happens now and then counts too."""
-        return sum(self.batch / fmean(rank["seconds"]) for rank in self.ranks)
-
-    @property
     def step(self) -> float:
         """Seconds of a step, median: the mean over ranks, which may not wait for each other."""
         return fmean(median(rank["seconds"]) for rank in self.ranks)
@@ -85,31 +81,46 @@ def run(peer: Peer, steps: int, *more: str, hosts: Sequence[Host] = ()) -> Measu
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-"))
         rendezvous = stack.enter_context(Rendezvous(meeting, slots))
         command = [*_command(peer, steps, folder), *peer.arguments, *more]
-        processes = []
+        processes: list[subprocess.Popen[bytes]] = []
         for slot, place in zip(slots, places, strict=True):
             environment = rendezvous.environment(slot, "cable" if hosts else "lo", timeout=300)
-            log = stack.enter_context(Path(folder, f"{slot.rank}.log").open("w"))
+            output, log = (
+                stack.enter_context(Path(folder, f"{slot.rank}.{kind}").open("wb"))
+                for kind in ("out", "log")
+            )
             process = subprocess.Popen(
                 place.inside(*command, f"--rank={slot.rank}"),
                 cwd=ROOT,
                 env={**os.environ, **environment, **VARIABLES},
-                stdout=subprocess.PIPE,
+                stdout=output,
                 stderr=log,
-                text=True,
                 preexec_fn=partial(os.sched_setaffinity, 0, _cores(slot.rank, peer.ranks)),
             )
+            stack.callback(process.wait)
             stack.callback(process.kill)
             processes.append(process)
-        try:
-            outputs = [process.communicate(timeout=HUNG_SECONDS)[0] for process in processes]
-        except subprocess.TimeoutExpired:
-            raise Missed(f"{peer.program}: not over after {HUNG_SECONDS:.0f} s") from None
-        for rank, process in enumerate(processes):
-            if process.returncode:
-                said = Path(folder, f"{rank}.log").read_text()[-1500:]
-                raise Missed(f"{peer.program}, rank {rank}: {said}")
+        _await_ends(peer, processes, Path(folder))
+        outputs = [Path(folder, f"{rank}.out").read_text() for rank in range(len(processes))]
     found = [json.loads(output.splitlines()[-1]) for output in outputs]
     return Measured(batch=peer.batch, ranks=found)
+
+
+def _await_ends(peer: Peer, ranks: list["subprocess.Popen[bytes]"], folder: Path) -> None:
+    """Wait for all ranks; the first one that fails fails all, since others may wait for it."""
+    deadline = time.monotonic() + HUNG_SECONDS
+    while any(process.poll() is None for process in ranks):
+        _check(peer, ranks, folder)
+        if time.monotonic() > deadline:
+            raise Missed(f"{peer.program}: not over after {HUNG_SECONDS:.0f} s")
+        time.sleep(POLL_SECONDS)
+    _check(peer, ranks, folder)
+
+
+def _check(peer: Peer, ranks: list["subprocess.Popen[bytes]"], folder: Path) -> None:
+    for rank, process in enumerate(ranks):
+        if process.poll():
+            said = Path(folder, f"{rank}.log").read_text(errors="replace")[-1500:]
+            raise Missed(f"{peer.program}, rank {rank}: {said}")
 
 
 def _command(peer: Peer, steps: int, folder: str) -> list[str]:

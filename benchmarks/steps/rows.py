@@ -1,8 +1,9 @@
 """The rows of `make bench`: what is measured against what, and the bound that it must keep."""
 
-import signal
+import os
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,6 @@ from statistics import fmean, median
 from alexnet.data.prepare import prepare
 from benchmarks.faults.processes import bounded, end_all, marking
 from benchmarks.faults.runs import Launch, prepared_digits
-from benchmarks.steps import common
 from benchmarks.steps.contest import (
     Bench,
     Figure,
@@ -21,7 +21,6 @@ from benchmarks.steps.contest import (
     compare,
     in_turns,
     namespaces,
-    ratios,
 )
 from benchmarks.steps.peers import ROOT, Peer
 from cluster.scaling import Scenario, predict
@@ -31,6 +30,7 @@ DATA = ROOT / "benchmarks" / ".data" / "speed"
 SMOKE = ROOT / "configs" / "smoke.yaml"
 TURNS = 10  # pairs, of a life
 RANKS, RATES = (2, 3, 4), (0.1, 0.3, 1.0)  # that simulate is held against; Gbit/s
+SETTLED_SECONDS = 10.0
 FIRST_STEP = "step      1  epoch"
 
 
@@ -41,7 +41,7 @@ def ours(batch: int, *arguments: str, ranks: int = 2) -> Peer:
 
 
 def torch(batch: int, ranks: int = 2) -> Peer:
-    """Return PyTorch in the better of its two memory formats."""
+    """Return PyTorch, with its fused optimizer, in the better of its two memory formats."""
     formats = ("--format=contiguous", "--format=channels_last")
     own = "torch_ddp"
     return Peer(program=own, batch=batch, ranks=ranks, variants=formats, environment=own)
@@ -85,7 +85,7 @@ def _against(
 
 
 def _mwms(batch: int) -> Peer:
-    return Peer(program="mwms", batch=batch)
+    return Peer(program="mwms", batch=batch, variants=("--pack=0", "--pack=50"))
 
 
 def _one_rank() -> Row:
@@ -120,51 +120,32 @@ def _factored(name: str, about: str, ratio: Ratio, batch: int, network: float) -
 
 
 def _checkpoints() -> Row:
-    wanted = [
-        Ratio(
-            name="a checkpoint every 50 steps / none",
-            above="saving",
-            below="none",
-            goal=0.965,
-            of="images_per_second_in_all",
-        ),
-        Ratio(
-            name="blocked / a Keras save",
-            above="saving",
-            below="keras",
-            goal=0.15,
-            direction="max",
-            of="blocked",
-        ),
-    ]
+    pace = Figure(name="a checkpoint every 50 steps / none", goal=0.965)
+    blocked = Figure(name="blocked / a Keras save", goal=0.15, direction="max")
 
     def measure(bench: Bench, number: int) -> Samples:
-        steps = bench.steps(50)
-        first = max(0, steps - common.WARM_UP - steps // 2)  # one save, in the middle
-        saving = f"checkpoint.every={steps}", f"--first-step={first}", "--save"
-        batch = bench.batch(32)
-        peers = {
-            "saving": ours(batch, *saving),
-            "none": ours(batch, f"--first-step={first}"),
-            "keras": Peer(program="keras_save", batch=1, ranks=1),
+        every = f"checkpoint.every={bench.steps(50) + 2}"
+        saving = replace(ours(bench.batch(32), every), program="turns")
+        turns = ("--what=saving", "--turns=1", f"--round={number}")
+        found = bench.run(saving, 50, *turns).first
+        keras = bench.run(Peer(program="keras_save", batch=1, ranks=1), 5).first
+        return {
+            pace.name: [off / on for on, off in found["turns"]],
+            blocked.name: [found["blocked"] / keras["blocked"]],
         }
-        runs = {
-            key: bench.run(peers[key], 5 if key == "keras" else 50)
-            for key in in_turns(peers, number)
-        }
-        return ratios(runs, wanted)
 
     about = "two ranks, 32 a rank: a checkpoint every 50 steps; how long steps wait for it"
-    return Row(name="checkpoint", about=about, figures=wanted, measure=measure)
+    return Row(name="checkpoint", about=about, figures=[pace, blocked], measure=measure)
 
 
 def _watching() -> Row:
     figure = Figure(name="metrics, progress and watchdog on / off", goal=0.995)
 
     def measure(bench: Bench, number: int) -> Samples:
-        peer = replace(ours(bench.batch(8)), program="observers")
-        found = bench.run(peer, 10, f"--turns={2 if bench.quick else TURNS}")
-        return {figure.name: [median(off / on for on, off in found.first["turns"])]}
+        pairs = 2 if bench.quick else TURNS
+        turns = ("--what=watching", f"--turns={pairs}", f"--round={number}")
+        found = bench.run(replace(ours(bench.batch(8)), program="turns"), 10, *turns).first
+        return {figure.name: [median(off / on for on, off in found["turns"])]}
 
     about = f"hooks, scrapes and the driver's looks, in {TURNS} pairs of turns of one life, batch 8"
     return Row(name="watching", about=about, figures=[figure], measure=measure)
@@ -198,11 +179,15 @@ def _launch_seconds(folder: Path, order: Iterable[str]) -> dict[str, float]:
         with marking(folder), bounded(600), ray_cluster(2, folder) as cluster:
             environment = {**cluster.environment(), "PYTHONPATH": str(ROOT)}
             for who in order:
+                os.sync()
+                time.sleep(SETTLED_SECONDS)  # Ray's start, and what the one before has written
                 command = [*programs[who], str(config), *sizes, f"run_dir={folder / who}"]
                 launch = Launch(command, environment)
-                seconds[who] = launch.await_line(FIRST_STEP) - launch.started
-                launch.driver.send_signal(signal.SIGTERM)
-                launch.end()
+                try:
+                    seconds[who] = launch.await_line(FIRST_STEP) - launch.started
+                finally:
+                    launch.driver.terminate()
+                    launch.end()
     finally:
         end_all(folder, 0)
     return seconds
@@ -221,7 +206,7 @@ def _simulated() -> Row:
             update = fmean(rank["update"] for rank in apart.ranks)
             for gbits in in_turns(RATES[-1:] if bench.quick else RATES, number):
                 with namespaces(ranks, gbits) as hosts:
-                    link = bench.run(Peer(program="links", ranks=ranks), 5, hosts=hosts).first
+                    link = bench.run(Peer(program="links", ranks=ranks), 3, hosts=hosts).first
                     step = bench.run(peer, 5, hosts=hosts).step
                 scenario = Scenario(
                     step_time=alone,
@@ -232,7 +217,8 @@ def _simulated() -> Row:
                     dense_layers="factored",
                 )
                 predicted = predict(scenario, ranks).step
-                bench.runs.append({"peer": name(ranks, gbits), "predicted": predicted})
+                facts = {"apart": alone, "update": update, **link}
+                bench.runs.append({"peer": name(ranks, gbits), "predicted": predicted, **facts})
                 found[name(ranks, gbits)] = [abs(predicted / step - 1)]
         return found
 

@@ -53,9 +53,9 @@ def main() -> None:
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(given.ports[0])}
         os.environ["GLOO_SOCKET_IFNAME"] = "lo"
         dist.init_process_group("gloo", rank=given.rank, world_size=given.ranks)
-        network = nn.parallel.DistributedDataParallel(network)
+        network = nn.parallel.DistributedDataParallel(network, gradient_as_bucket_view=True)
     decay = {"momentum": common.MOMENTUM, "weight_decay": common.WEIGHT_DECAY}
-    optimizer = torch.optim.SGD(network.parameters(), common.RATE, **decay)
+    optimizer = torch.optim.SGD(network.parameters(), common.RATE, **decay, fused=True)
 
     side = common.SIZE
     pixels = torch.randint(0, 256, (given.batch, 3, side, side), dtype=torch.uint8)
@@ -75,6 +75,7 @@ def main() -> None:
     for _ in range(stopwatch.total_steps):
         step().item()
         stopwatch()
+    common.meet(given, "ended")
     if given.ranks > 1:
         dist.destroy_process_group()
     common.report(stopwatch)

@@ -1,0 +1,123 @@
+"""What watching, or saving, costs: turns with it and turns without, in one life of the ranks.
+
+Takes what ours.py takes. `--steps` are those of a turn; `--turns` pairs of turns are timed, every
+other pair, and every other round, the other way around. What Ray does to carry a look is not in
+watching, nor the driver itself.
+"""
+
+import json
+import pickle
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
+from urllib.request import urlopen
+
+from alexnet.hooks import SaveCheckpoints
+from alexnet.trainer import Hook, Phases, StepEvent, Trainer
+from benchmarks.steps import common, ours
+from cluster.board import Board
+from cluster.watch import POLL_SECONDS
+
+
+class Clock(Hook):
+    """Knows when each step was told: but for the last one, once the next has been launched."""
+
+    def __init__(self) -> None:
+        self.moments: list[float] = []
+
+    def on_step(self, event: StepEvent) -> None:
+        """After every step."""
+        self.moments.append(time.perf_counter())
+
+    @property
+    def runs(self) -> bool:
+        """Whether what happens now is timed."""
+        return bool(self.moments)
+
+
+class WithoutEnd(Hook):
+    """A hook that is told of all but the end of a turn: its own work goes on."""
+
+    def __init__(self, hook: Hook) -> None:
+        self.on_step = hook.on_step  # type: ignore[method-assign]
+        self.wants_state = hook.wants_state  # type: ignore[method-assign]
+        self.on_state = hook.on_state  # type: ignore[method-assign]
+
+
+@contextmanager
+def looked_at(board: Board, port: int, clock: Clock) -> Iterator[None]:
+    """Look at the board as often as the driver does, and scrape the metrics once."""
+    end = threading.Event()
+
+    def look() -> None:
+        is_scraped = False
+        while not end.wait(POLL_SECONDS):
+            pickle.dumps(board.look())
+            if clock.runs and not is_scraped:
+                is_scraped = True
+                scrape(port)
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    try:
+        yield
+    finally:
+        end.set()
+        thread.join()
+
+
+def scrape(port: int) -> None:
+    """Ask for the metrics, as Prometheus does."""
+    with suppress(OSError), urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as answer:
+        answer.read()
+
+
+def main() -> None:
+    """Train in turns."""
+    parser = ours.parser()
+    parser.add_argument("--what", choices=("watching", "saving"), required=True)
+    parser.add_argument("--turns", type=int, required=True)
+    parser.add_argument("--round", type=int, default=0)
+    given = parser.parse_intermixed_args()
+    config, exchange, task = ours.start(given)
+    phases, board = Phases(), Board()
+    hooks = ours.hooks_of(config, exchange, task, phases, board)
+    saving = [WithoutEnd(hook) for hook in hooks if isinstance(hook, SaveCheckpoints)]
+    watches = given.what == "watching"
+    added: list[Hook] = ours.without_saving(hooks) if watches else [*saving]
+    port = config.cluster.metrics_port + given.rank
+    taken = 0
+
+    def turn(steps: int, hooks: Sequence[Hook], is_watched: bool = False) -> float:
+        nonlocal taken
+        clock = Clock()
+        trainer = Trainer(
+            step=task.step,
+            batches=lambda first_step: ours.batches(task),
+            rate=lambda step: common.RATE,
+            total_steps=taken + steps,
+            hooks=[*hooks, clock],
+            phases=phases,
+            stop_requested=lambda: False,
+        )
+        with looked_at(board, port, clock) if is_watched else nullcontext():
+            taken, _ = trainer.run(taken)
+        return clock.moments[-2] - clock.moments[0]
+
+    steps = given.steps + 2  # the first and the last one are not timed
+    turn(steps // 2, [])  # builds the graph; saves, one in so many steps, come in mid-turn then
+    turns = []
+    for number in range(given.turns):
+        if (number + given.round) % 2:
+            off, on = turn(steps, []), turn(steps, added, watches)
+        else:
+            on, off = turn(steps, added, watches), turn(steps, [])
+        turns.append((on, off))
+    print(json.dumps({"turns": turns, "blocked": phases.seconds["checkpoint"]}), flush=True)
+    if not given.apart:
+        exchange.shutdown()
+
+
+if __name__ == "__main__":
+    main()
