@@ -42,10 +42,11 @@ class FixedPoint:
 
     def encode(self, tensors: Sequence[tf.Tensor]) -> list[tf.Tensor]:  # noqa: D102 - as in Sums
         fits = tf.reduce_all([tf.reduce_all(tf.abs(tensor) < LIMIT) for tensor in tensors])
-        scaled = [tf.cast(tensor, tf.float64) * SCALE for tensor in tensors]
-        return [*(tf.cast(tf.round(x), tf.int64) for x in scaled), tf.cast(~fits, tf.int64)]
+        # Times a power of two is exact; and from 2**24 on every float32 is an integer.
+        whole = [tf.cast(tf.math.rint(tensor * SCALE), tf.int64) for tensor in tensors]
+        return [*whole, tf.cast(~fits, tf.int64)]
 
     def decode(self, tensors: Sequence[tf.Tensor]) -> list[tf.Tensor]:  # noqa: D102
         *sums, unfit = tensors
-        unit = tf.where(unfit > 0, tf.constant(float("nan"), tf.float64), 1 / SCALE)
-        return [tf.cast(tf.cast(x, tf.float64) * unit, tf.float32) for x in sums]
+        unit = tf.where(unfit > 0, float("nan"), 1 / SCALE)
+        return [tf.cast(x, tf.float32) * unit for x in sums]
