@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Literal, cast
 
 import ray
@@ -105,7 +105,7 @@ class Watch:
             result: RankResult | RankFailure = ray.get(reference, timeout=POLL_SECONDS)
         except RayError as error:
             message = f"rank {rank}: its process died: {one_line(error)}"
-            return RankFailure(rank=rank, message=message)
+            return RankFailure(rank=rank, message=message, died=True)
         return result
 
     def _fail(
@@ -118,14 +118,13 @@ class Watch:
         for reference in late:
             results[reference] = self._result(reference, running.index(reference))
         self._relay()
-        failures = [result for result in results.values() if isinstance(result, RankFailure)]
-        failures.sort(key=lambda failure: (failure.error is None, failure.of_peers, failure.rank))
-        if self._larger and isinstance(failures[0].error, CheckpointError):
+        cause = cause_of(result for result in results.values() if isinstance(result, RankFailure))
+        if self._larger and isinstance(cause.error, CheckpointError):
             larger = self._larger
-            raise ReplanError(f"{failures[0].message}; going on as {larger}", larger.workers)
-        if failures[0].error:
-            raise failures[0].error
-        raise AttemptFailedError(failures[0].message)
+            raise ReplanError(f"{cause.message}; going on as {larger}", larger.workers)
+        if cause.error:
+            raise cause.error
+        raise AttemptFailedError(cause.message)
 
     def _relay(self) -> None:
         statuses = self._group.look(self._history.ledger.seconds)
@@ -194,3 +193,12 @@ class Watch:
         if self._larger:
             self._screen.say(f"room for {self._larger}: writing a checkpoint to go on with them")
             self._group.stop()
+
+
+def cause_of(failures: Iterable[RankFailure]) -> RankFailure:
+    """Return the failure that the others follow from, as far as can be told."""
+
+    def place(failure: RankFailure) -> tuple[bool, bool, bool, int]:
+        return failure.error is None, not failure.died, failure.of_peers, failure.rank
+
+    return min(failures, key=place)

@@ -22,6 +22,7 @@ from cluster.config import JobConfig
 from cluster.parcel import unpack
 
 SMALLER = {True: "--fit-memory takes smaller micro-batches", False: "lower train.micro_batch"}
+OF_PEERS = ("Horovod has been shut down", "/gloo/transport/")  # an end, a broken connection
 OUT_OF_MEMORY = "ResourceExhaustedError"  # of TensorFlow, which the driver does not import
 T = TypeVar("T")
 log = logging.getLogger(__name__)
@@ -34,6 +35,7 @@ class RankFailure:
     rank: int
     message: str
     error: AlexnetError | None = None  # set where starting again would not help
+    died: bool = False  # its process; ranks that fail otherwise live on
     of_peers: bool = False  # only says that another rank has gone
 
 
@@ -131,7 +133,7 @@ def _as_rank(
         return RankFailure(
             rank=rank,
             message=f"rank {rank}: {kind}: {text[:500]}{advice}",
-            of_peers="Horovod has been shut down" in text,
+            of_peers=any(words in text for words in OF_PEERS),
         )
 
 
