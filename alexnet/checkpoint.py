@@ -68,7 +68,7 @@ def state_sha256(state: State) -> str:
     for name in sorted(state):
         array = np.asarray(state[name], order="C")
         digest.update(f"{name} {array.dtype} {array.shape}\n".encode())
-        digest.update(memoryview(array.reshape(-1).view(np.uint8)))  # no copy
+        digest.update(array.reshape(-1).view(np.uint8).data)  # no copy
     return digest.hexdigest()
 
 
