@@ -142,7 +142,7 @@ def mends_itself(
         stopped=round(max(ends.values()) - hit, 2),
         restored=round(again - hit, 2),
         of_cold=round((again - hit) / cold_start, 2),
-        replayed=reached - first + 1,
+        replayed=max(0, reached - first + 1),  # it may go on for a while, and save
         goodput=site.summary["goodput_ratio"],
         result="same model, by itself",
     )

@@ -130,7 +130,7 @@ def _mends_without(
     return Figures(
         detected=round(said - hit, 2),
         restored=round(again - hit, 2),
-        replayed=reached - first + 1,
+        replayed=max(0, reached - first + 1),
         result="old rank 0's checkpoint refused; same model, by itself, on 1 rank of 2",
     )
 
