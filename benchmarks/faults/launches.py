@@ -111,6 +111,7 @@ def clock_back(site: Site) -> Figures:
 @fault("kill-gcs", bound=2 * GCS_SECONDS, stopped=GCS_SECONDS)
 def kill_gcs(site: Site) -> Figures:
     """kill -9 of Ray's global control store: the run ends, either way, and the rerun completes."""
+    site.break_ranks("dawdle", seconds=2)  # not all steps are taken before Ray ends the driver
     launch, _ = half_way(site)
     hit = time.monotonic()
     named(site.folder, "gcs_server").kill()
@@ -124,6 +125,7 @@ def kill_gcs(site: Site) -> Figures:
     said = launch.output
     if code != 1 or "connect to GCS" not in said:
         raise Missed(f"no clear stop: exit code {code}, last words {str(launch)!r}")
+    site.let_go()
     figures = runs_again(site, launch)
     figures.stopped, figures.result = stopped, "clear stop; same model, run again"
     return figures
