@@ -211,7 +211,8 @@ def test_every_rank_is_scraped_and_none_is_alarming(scraped: Scraped) -> None:
     found = {rule["name"]: rule for rule in scraped.prometheus.alerts()}
     assert found.keys() == {alert["alert"] for alert in alerts()}
     assert {rule["health"] for rule in found.values()} == {"ok"}
-    assert {rule["state"] for rule in found.values()} == {"inactive"}
+    # One that waits out its `for` is `pending`: on a busy machine a step may wait for its images.
+    assert not [name for name, rule in found.items() if rule["state"] == "firing"]
 
 
 @pytest.mark.ray
