@@ -105,7 +105,7 @@ SEEDS = range(3)
 SEED_RECIPE = [Training(preset="catdog-seed", dataset="catdog", seed=seed) for seed in SEEDS]
 CATDOG = [Training(preset="catdog", dataset="catdog", seed=seed) for seed in SEEDS]
 CATDOG_LONG = Training(
-    preset="catdog", dataset="catdog", variant="long", changes=("train.epochs=100",)
+    preset="catdog", dataset="catdog", variant="long", changes=("train.epochs=60",)
 )
 CIFAR10 = Training(preset="cifar10", dataset="cifar10")
 LARGE = ("train.global_batch=4096", "schedule.warmup_steps=36")
