@@ -3,7 +3,8 @@
 DIR holds `catdog.tar` and `cifar10.tar.gz`, as docs/recipes.md describes them. Every run is one
 `alexnet train` below `runs/accuracy/`. What was broken off goes on, and what is in
 `results/accuracy.json` already, of the preset as it stands, is not trained again: the hours that
-this takes need not be in one piece, nor on one machine. The plot is in `docs/large-batch.svg`.
+this takes need not be in one piece, nor on one machine. The tables are in the README as well, the
+plot in `docs/large-batch.svg`.
 
     make accuracy DATA=data ARGS="catdog --list"       # those whose name begins so
 """
@@ -28,6 +29,7 @@ from benchmarks.resultfile import ROOT
 
 SUITE = "accuracy"
 RUNS = ROOT / "runs" / SUITE
+DOCUMENT = ROOT / "README.md"
 PLOT = ROOT / "docs" / "large-batch.svg"
 ARCHIVES = {"catdog": "catdog.tar", "cifar10": "cifar10.tar.gz"}
 TIMES = 32  # the large batch, in base batches
@@ -59,8 +61,12 @@ class Training:
     def command(self) -> list[str]:
         """What trains it, from the project's root."""
         places = [f"data.path={RUNS / 'data' / self.dataset}", f"run_dir={self.folder}"]
-        own = [*places, f"seed={self.seed}", *self.changes]
-        return ["alexnet", "train", f"configs/{self.preset}.yaml", *own]
+        return ["alexnet", "train", f"configs/{self.preset}.yaml", *places, *self.settings]
+
+    @property
+    def settings(self) -> list[str]:
+        """What is not as in the preset, but for the places of data and run."""
+        return [f"seed={self.seed}", *self.changes]
 
     @property
     def recipe(self) -> dict[str, str]:
@@ -222,9 +228,29 @@ def _write(reports: Reports) -> list[dict[str, Any]]:
             rows.append(resultfile.row(goal.name, goal.unit, samples, goal.bound))
     done = [reports[each.name] for each in TRAININGS if each.name in reports]
     resultfile.write(SUITE, rows, trainings=done)
+    resultfile.into_document(DOCUMENT, SUITE, in_markdown(reports, rows))
     if all(each.name in reports for each in LARGE_BATCH):
         _plot(reports)
     return rows
+
+
+def in_markdown(reports: Reports, rows: Sequence[dict[str, Any]]) -> str:
+    """Return a table of what was trained, and one of what it was to come to."""
+    text = "| `alexnet train` | images seen | hours | best pass | last pass | date |\n"
+    text += "|---|---|---|---|---|---|\n"
+    for training in (each for each in TRAININGS if each.name in reports):
+        report = reports[training.name]
+        command = shlex.join([training.preset, *training.settings])
+        seen = f"{report['images_seen']:,} | {report['hours']:.2f}"
+        scores = f"{max(report['top1_by_pass']):.4f} | {report['top1']:.4f}"
+        text += f"| `{command}` | {seen} | {scores} | {report['ended_at'][:10]} |\n"
+    text += "\n| held-out top-1 | seen | bound |\n|---|---|---|\n"
+    for row in rows:
+        verdict = "" if row["ok"] else " **missed**"
+        bound = "" if row["goal"] is None else f">= {row['goal']:g}{verdict}"
+        text += f"| {row['name']} | {row['value']:.4f} | {bound} |\n"
+    machines = sorted({report["machine"] for report in reports.values()})
+    return f"{text}\nOn {'; '.join(machines)}.\n"
 
 
 def _arguments() -> argparse.Namespace:

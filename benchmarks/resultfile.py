@@ -67,6 +67,16 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def into_document(document: Path, target: str, text: str) -> None:
+    """Write `text` between the marks that a document has for `make TARGET`."""
+    begin, end = (f"<!-- make {target}: {edge} -->\n" for edge in ("begin", "end"))
+    head, begin, rest = document.read_text().partition(begin)
+    _, end, tail = rest.partition(end)
+    if not end:
+        raise ValueError(f"{document}: has no place for what make {target} writes")
+    document.write_text(head + begin + text + end + tail)
+
+
 @cache
 def commit() -> str:
     """Return the commit that was checked out when this was asked first: what this process runs.
@@ -74,7 +84,7 @@ def commit() -> str:
     With `-dirty` if files differ from it.
     """
     head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True)
-    written = [":!benchmarks/results", ":!docs"]  # by benchmarks themselves
+    written = [":!benchmarks/results", ":!docs", ":!README.md"]  # by benchmarks themselves
     changes = ["git", "diff", "--quiet", "HEAD", "--", ".", *written]
     is_dirty = subprocess.run(changes, cwd=ROOT, capture_output=True).returncode == 1
     return (head.stdout.strip() or "unknown") + "-dirty" * is_dirty

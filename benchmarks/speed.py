@@ -23,7 +23,6 @@ import sys
 import time
 import traceback
 from collections import defaultdict
-from pathlib import Path
 from typing import Any
 
 from benchmarks import resultfile
@@ -33,7 +32,6 @@ from benchmarks.steps.rows import rows
 
 SUITE = "speed"
 DOCUMENT = resultfile.ROOT / "docs" / "performance.md"
-BEGIN, END = "<!-- make bench: begin -->\n", "<!-- make bench: end -->\n"
 Tree = dict[str, Any]
 
 
@@ -135,14 +133,7 @@ def _write(table: list[Row], row: Row, samples: Samples, runs: list[Any], is_who
     resultfile.write(
         SUITE, lines, whole=sorted(whole), runs={**before.get("runs", {}), row.name: runs}
     )
-    into_document(DOCUMENT, lines)
-
-
-def into_document(document: Path, lines: list[Tree]) -> None:
-    """Write the results as a table between the marks in a document."""
-    head, _, rest = document.read_text().partition(BEGIN)
-    _, _, tail = rest.partition(END)
-    document.write_text(head + BEGIN + in_markdown(lines) + END + tail)
+    resultfile.into_document(DOCUMENT, "bench", in_markdown(lines))
 
 
 def in_markdown(lines: list[Tree]) -> str:

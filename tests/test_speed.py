@@ -1,4 +1,4 @@
-"""The arithmetic of `make bench`: ratios of a round, whose turn it is, what is kept and written."""
+"""What `make bench` and `make accuracy` make of what they measured: ratios, verdicts, tables."""
 
 from pathlib import Path
 from statistics import median
@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from benchmarks.speed import BEGIN, END, entries, in_markdown, into_document, merged
+from benchmarks import accuracy, resultfile, speed
+from benchmarks.speed import entries, in_markdown, merged
 from benchmarks.steps import common
 from benchmarks.steps.contest import Figure, Ratio, Row, in_turns, ratios
 from benchmarks.steps.peers import Measured
@@ -95,14 +96,19 @@ def line(name: str, **changed: Any) -> dict[str, Any]:
 
 def test_results_take_the_place_of_those_before_in_the_document(tmp_path: Path) -> None:
     document = tmp_path / "document.md"
-    document.write_text(f"before\n{BEGIN}old\n{END}after\n")
-    for name in ("one", "two"):
-        into_document(document, [line(name)])
-    text = document.read_text()
-    assert text.startswith(f"before\n{BEGIN}|")
-    assert text.endswith(f"{END}after\n")
+    filled = "before\n<!-- make x: begin -->\n{}<!-- make x: end -->\nafter\n"
+    document.write_text(filled.format("old\n"))
+    for text in ("one\n", "two\n"):
+        resultfile.into_document(document, "x", text)
+    assert document.read_text() == filled.format("two\n")
+    with pytest.raises(ValueError, match="no place for what make y writes"):
+        resultfile.into_document(document, "y", "")
+    assert "two" in document.read_text()
+
+
+def test_a_line_of_results_is_a_row_of_a_table() -> None:
+    text = in_markdown([line("one"), line("two")])
     assert "| two | 1.000 | 0.900 .. 1.200 | 3 | >= 0.95 |" in text
-    assert "old" not in text and "one" not in text
     assert "\nr: `make bench`, 2026-01-02, commit cccccccccc, on m.\n" in text
 
 
@@ -118,8 +124,11 @@ def test_names_of_rows_and_figures_are_their_own() -> None:
     assert len(figures) == len({*figures})
 
 
-def test_the_document_has_its_place_for_results() -> None:
-    from benchmarks.speed import DOCUMENT
-
-    text = DOCUMENT.read_text()
-    assert text.index(BEGIN) < text.index(END)
+@pytest.mark.parametrize(
+    ("document", "target"), [(speed.DOCUMENT, "bench"), (accuracy.DOCUMENT, "accuracy")]
+)
+def test_the_documents_have_their_place_for_results(
+    document: Path, target: str, tmp_path: Path
+) -> None:
+    (tmp_path / "copy.md").write_text(document.read_text())
+    resultfile.into_document(tmp_path / "copy.md", target, "")
