@@ -114,7 +114,7 @@ CATDOG_LONG = Training(
     preset="catdog", dataset="catdog", variant="long", changes=("train.epochs=60",)
 )
 CIFAR10 = Training(preset="cifar10", dataset="cifar10")
-LARGE = ("train.global_batch=4096", "schedule.warmup_steps=36")
+LARGE = ("train.global_batch=2048", "schedule.warmup_steps=48")
 LARS = Training(
     preset="cifar10",
     dataset="cifar10",
@@ -125,7 +125,7 @@ LARGE_SGD = Training(
     preset="cifar10",
     dataset="cifar10",
     variant="sgd",
-    changes=(*LARGE, "schedule.base_batch=128"),  # linear scaling
+    changes=(*LARGE, "schedule.base_batch=64"),  # linear scaling
 )
 
 
