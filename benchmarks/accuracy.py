@@ -236,15 +236,16 @@ def _write(reports: Reports) -> list[dict[str, Any]]:
 
 def in_markdown(reports: Reports, rows: Sequence[dict[str, Any]]) -> str:
     """Return a table of what was trained, and one of what it was to come to."""
-    text = "| `alexnet train` | images seen | hours | best pass | last pass | date |\n"
+    text = "| `alexnet train` | images seen | minutes | best pass | last pass | date |\n"
     text += "|---|---|---|---|---|---|\n"
     for training in (each for each in TRAININGS if each.name in reports):
         report = reports[training.name]
         command = shlex.join([training.preset, *training.settings])
-        seen = f"{report['images_seen']:,} | {report['hours']:.2f}"
+        minutes = report["images_seen"] / report["images_per_second"] / 60
+        seen = f"{report['images_seen']:,} | {minutes:.1f}"
         scores = f"{max(report['top1_by_pass']):.4f} | {report['top1']:.4f}"
         text += f"| `{command}` | {seen} | {scores} | {report['ended_at'][:10]} |\n"
-    text += "\n| held-out top-1 | seen | bound |\n|---|---|---|\n"
+    text += "\n| held-out top-1 | median | bound |\n|---|---|---|\n"
     for row in rows:
         verdict = "" if row["ok"] else " **missed**"
         bound = "" if row["goal"] is None else f">= {row['goal']:g}{verdict}"
