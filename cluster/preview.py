@@ -54,9 +54,9 @@ def _rows(
         f"{train.global_batch} images = {train.virtual_workers} micro-batches of "
         f"{train.micro_batch}, on {_ranks(plan)}",
     )
-    yield "rate", _rate(config.schedule, train.global_batch)
-    most = f", at most {train.max_steps}" if train.max_steps else ""
     steps = train.total_steps(per_epoch)
+    yield "rate", _rate(config.schedule, train.global_batch, steps)
+    most = f", at most {train.max_steps}" if train.max_steps else ""
     yield "steps", f"{steps}: {train.epochs} epochs of {per_epoch}{most}"
     if config.model.name != OWN:
         yield "memory", _memory(config, dataset, plan)
@@ -96,11 +96,13 @@ def _ranks(plan: Plan) -> str:
     return f"{ranks} with {gpus} GPU{'s' * (gpus > 1)} each" if gpus else f"{ranks} (CPU)"
 
 
-def _rate(schedule: ScheduleConfig, global_batch: int) -> str:
-    base = schedule.base_batch
+def _rate(schedule: ScheduleConfig, global_batch: int, steps: int) -> str:
+    base, warmup = schedule.base_batch, schedule.warmup_steps
     peak = schedule.learning_rate * global_batch / (base or global_batch)
     scaled = f" (of {schedule.learning_rate:g} for {base} images)" if base else ""
-    rise = f" after {schedule.warmup_steps} steps of warm-up" if schedule.warmup_steps else ""
+    if warmup >= steps:
+        return f"{peak:g}{scaled} after {warmup} steps of warm-up, which this run does not reach"
+    rise = f" after {warmup} steps of warm-up" if warmup else ""
     return f"{peak:g}{scaled}{rise}, then {schedule.decay.replace('_', ' ')}"
 
 

@@ -73,6 +73,12 @@ def test_steps_are_those_that_will_be_taken(
             "rate",
             "0.2 (of 0.1 for 32 images) after 5 steps of warm-up, then inverse time",
         ),
+        (
+            ON_CPUS,
+            {"learning_rate": 0.1, "warmup_steps": 500},
+            "rate",
+            "0.1 after 500 steps of warm-up, which this run does not reach",
+        ),
     ],
 )
 def test_words(digits: Path, plan: Plan, schedule: dict[str, Any], row: str, words: str) -> None:
