@@ -133,7 +133,7 @@ LARS = Training(
     preset="cifar10",
     dataset="cifar10",
     variant="lars",
-    changes=(*LARGE, "optimizer.name=lars", "schedule.learning_rate=8"),
+    changes=(*LARGE, "optimizer.name=lars", "schedule.learning_rate=12"),
 )
 LARGE_SGD = Training(
     preset="cifar10",
