@@ -23,6 +23,7 @@ from pathlib import Path
 from statistics import mean, median
 from typing import Any
 
+from alexnet.data.shards import MANIFEST
 from alexnet.records import read_records
 from benchmarks import resultfile
 from benchmarks.resultfile import ROOT
@@ -279,6 +280,8 @@ def _arguments() -> argparse.Namespace:
 
 
 def _prepare(archive: Path, folder: Path) -> None:
+    if (folder / MANIFEST).exists():
+        return
     command = [sys.executable, "-m", "cluster", "prepare", str(archive), str(folder)]
     subprocess.run(command, cwd=ROOT, check=True)
 
