@@ -39,6 +39,9 @@ WANTED = (
     "DiskFillingUp",
 )
 
+# On a busy machine their condition may hold for a while in a run that has nothing wrong with it.
+OF_PACE = {"AlexnetInputBound", "AlexnetStraggler"}
+
 needs_promtool = pytest.mark.skipif(
     not shutil.which("promtool"), reason="promtool is not installed"
 )
@@ -211,8 +214,14 @@ def test_every_rank_is_scraped_and_none_is_alarming(scraped: Scraped) -> None:
     found = {rule["name"]: rule for rule in scraped.prometheus.alerts()}
     assert found.keys() == {alert["alert"] for alert in alerts()}
     assert {rule["health"] for rule in found.values()} == {"ok"}
-    # One that waits out its `for` is `pending`: on a busy machine a step may wait for its images.
-    assert not [name for name, rule in found.items() if rule["state"] == "firing"]
+    wait_until(lambda: not alarming(scraped) - OF_PACE, 60, "an end of the alarms")
+    firing = {rule["name"] for rule in scraped.prometheus.alerts() if rule["state"] == "firing"}
+    assert not firing
+
+
+def alarming(scraped: Scraped) -> set[str]:
+    """Return the alerts whose condition holds, whether or not it has for long enough to fire."""
+    return {rule["name"] for rule in scraped.prometheus.alerts() if rule["state"] != "inactive"}
 
 
 @pytest.mark.ray
