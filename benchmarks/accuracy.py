@@ -23,6 +23,8 @@ from pathlib import Path
 from statistics import mean, median
 from typing import Any
 
+import yaml
+
 from alexnet.data.shards import MANIFEST
 from alexnet.records import read_records
 from benchmarks import resultfile
@@ -73,8 +75,9 @@ class Training:
     def recipe(self) -> dict[str, str]:
         """What decides its outcome, but for code and data."""
         command = shlex.join(self.command).replace(f"{ROOT}/", "")
-        preset = (ROOT / "configs" / f"{self.preset}.yaml").read_bytes()
-        return {"command": command, "preset_sha256": hashlib.sha256(preset).hexdigest()}
+        preset = yaml.safe_load((ROOT / "configs" / f"{self.preset}.yaml").read_text())
+        settings = json.dumps(preset, sort_keys=True).encode()  # its comments decide nothing
+        return {"command": command, "preset_sha256": hashlib.sha256(settings).hexdigest()}
 
     def train(self) -> Report:
         """Train it, from where it was left; its log is beside its folder."""

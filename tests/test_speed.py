@@ -132,3 +132,35 @@ def test_the_documents_have_their_place_for_results(
 ) -> None:
     (tmp_path / "copy.md").write_text(document.read_text())
     resultfile.into_document(tmp_path / "copy.md", target, "")
+
+
+def report(name: str, **changed: Any) -> dict[str, Any]:
+    seen = {"images_seen": 6000, "images_per_second": 50.0, "top1_by_pass": [0.7, 0.8, 0.75]}
+    ended = {"top1": 0.75, "ended_at": "2026-01-02T03:04:05+00:00", "machine": "m"}
+    return {"name": name, **seen, **ended, **changed}
+
+
+def test_a_training_is_a_row_of_a_table_and_a_missed_goal_is_told() -> None:
+    reports = {"catdog-long-0": report("catdog-long-0"), "cifar10-0": report("cifar10-0")}
+    missed = resultfile.row("a goal", "top-1", [0.75], 0.8)
+    text = accuracy.in_markdown(reports, [missed])
+    assert (
+        "| `catdog seed=0 train.epochs=60` | 6,000 | 2.0 | 0.8000 | 0.7500 | 2026-01-02 |" in text
+    )
+    assert "| `cifar10 seed=0` |" in text and "catdog-seed" not in text
+    assert "| a goal | 0.7500 | >= 0.8 **missed** |" in text
+    assert text.endswith("\nOn m.\n")
+
+
+def test_comments_of_a_preset_change_no_recipe(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(accuracy, "ROOT", tmp_path)
+    (tmp_path / "configs").mkdir()
+    preset = tmp_path / "configs" / "catdog.yaml"
+
+    def recipe(text: str) -> dict[str, str]:
+        preset.write_text(text)
+        return accuracy.CATDOG_LONG.recipe
+
+    assert recipe("seed: 1 # why\n") == recipe("seed: 1\n") != recipe("seed: 2\n")
