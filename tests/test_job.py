@@ -19,7 +19,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from alexnet.folder_archive import FolderArchive
-from alexnet.records import read_records
+from alexnet.records import METRICS, read_records
 from tests.clusters import (
     BIN,
     ROOT,
@@ -232,7 +232,9 @@ def test_every_second_is_accounted_for(submitted: Submitted) -> None:
     assert sum(spent.values()) == pytest.approx((ended - started).total_seconds(), abs=2)
     assert spent["productive"] == pytest.approx(took["compute"], abs=1)
     assert spent["evaluation"] == pytest.approx(took["eval"], abs=1)
-    assert spent["start_up"] > 5
+    first = next(line for line in read_records(job.run / METRICS) if line["kind"] == "step")
+    until = first["time"] - sum(first["phase_seconds"].values())  # when the ranks began to train
+    assert spent["start_up"] == pytest.approx(until - started.timestamp(), abs=2)
     assert spent["replay"] == spent["detection"] == 0
 
 
