@@ -85,7 +85,8 @@ def configure_tensorflow(config: JobConfig) -> int:
     """
     if config.cluster.save_memory:
         return_what_is_freed()
-    for gpu in tf.config.list_physical_devices("GPU"):
+    gpus = tf.config.list_physical_devices("GPU")
+    for gpu in gpus:
         tf.config.experimental.set_memory_growth(gpu, True)
     cores = len(os.sched_getaffinity(0)) // int(os.environ["HOROVOD_LOCAL_SIZE"])
     threads = config.cluster.threads_per_worker or max(1, cores)
@@ -93,6 +94,14 @@ def configure_tensorflow(config: JobConfig) -> int:
     tf.config.threading.set_inter_op_parallelism_threads(max(2, threads))
     if config.train.deterministic:
         tf.config.experimental.enable_op_determinism()
+    place = gpus[0].name if gpus else f"{threads} threads of the CPU"
+    kernels = "deterministic" if config.train.deterministic else "the fastest"
+    log.info(
+        "computing in %s on %s, %s kernels, channels last, no XLA",
+        config.train.precision,
+        place,
+        kernels,
+    )
     return threads
 
 

@@ -219,6 +219,13 @@ def test_submitted_job_trains_and_serves_metrics(submitted: Submitted) -> None:
     assert job.summary["eval"]["images"] == 359
 
 
+def test_the_log_says_what_was_chosen_for_this_device(submitted: Submitted) -> None:
+    said = (submitted[0].run / "logs" / "rank-0.log").read_text()
+    chosen = "float32 on 1 threads of the CPU, deterministic kernels, channels last, no XLA"
+    assert f"computing in {chosen}" in said
+    assert "exchange: sums" in said
+
+
 def test_a_second_job_on_a_run_is_refused(submitted: Submitted) -> None:
     _, _, (code, output) = submitted
     assert code == 2, output

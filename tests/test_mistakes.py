@@ -62,7 +62,11 @@ MISTAKES = [
         id="an empty class",
     ),
     pytest.param(
-        "verify data/damaged", 3, "train-00000-of-00001.parquet", "row group 0", id="a damaged set"
+        "verify data/damaged",
+        3,
+        "train-00000-of-00001.parquet: row group 0",
+        "copy these files anew, or prepare the set again",
+        id="a damaged set",
     ),
     pytest.param(
         TRAIN + "cluster.workers=64",

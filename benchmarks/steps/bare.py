@@ -7,9 +7,12 @@ from benchmarks.steps import common, plain
 
 def main() -> None:
     """Train."""
-    given = common.parser().parse_args()
+    parser = common.parser()
+    parser.add_argument("--xla", action="store_true")
+    given = parser.parse_args()
     network = plain.model()
-    step = tf.function(plain.step(network, plain.update(network), lambda gradients: gradients))
+    taken = plain.step(network, plain.update(network), lambda gradients: gradients)
+    step = tf.function(taken, jit_compile=given.xla)
     stopwatch, ready = common.Stopwatch(given), plain.batch(given.batch)
     for _ in range(stopwatch.total_steps):
         float(step(*ready))

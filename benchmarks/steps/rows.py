@@ -105,6 +105,39 @@ def _one_rank() -> Row:
     )
 
 
+def _settings() -> Row:
+    """What the defaults leave out, or pay for."""
+
+    def peers(bench: Bench) -> dict[str, Peer]:
+        batch = bench.batch(32)
+        plain = Peer(program="bare", batch=batch, ranks=1)
+        layers = Peer(program="convolutions", batch=batch, ranks=1)
+        return {
+            "ours": ours(batch, ranks=1),
+            "bfloat16": ours(batch, "train.precision=bfloat16", ranks=1),
+            "any": ours(batch, "train.deterministic=false", ranks=1),
+            "thread": ours(batch, "cluster.threads_per_worker=1", ranks=1),
+            "plain": plain,
+            "xla": replace(plain, arguments=("--xla",)),
+            "last": layers,
+            "first": replace(layers, arguments=("--channels=first",)),
+        }
+
+    return compare(
+        "settings",
+        "one rank, 32 images: other settings than the defaults against them",
+        peers,
+        [
+            Ratio(name="bfloat16 / float32", above="bfloat16", below="ours"),
+            Ratio(name="any kernels / deterministic ones", above="any", below="ours"),
+            Ratio(name="one thread / all cores", above="thread", below="ours"),
+            Ratio(name="XLA / none, bare tf.function", above="xla", below="plain"),
+            Ratio(name="channels first / last, convolutions", above="first", below="last"),
+        ],
+        8,
+    )
+
+
 def _factored(name: str, about: str, ratio: Ratio, batch: int, network: float) -> Row:
     return compare(
         name,
@@ -282,6 +315,7 @@ def rows() -> list[Row]:
         _against("mwms", strategy, 8, 12, 1.9, _mwms),
         _against("mwms", strategy, 32, 6, 1.3, _mwms),
         _one_rank(),
+        _settings(),
         _factored("wire", "bytes that leave a rank's namespace, 32 a rank", wire, 32, 0),
         _factored("veth", "two namespaces joined at 1 Gbit/s, 8 a rank", veth, 8, 1),
         _checkpoints(),

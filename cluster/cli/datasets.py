@@ -88,7 +88,8 @@ def verify(folder: str) -> None:
         problems = indexing.verify(folder, progress)
     for problem in problems:
         click.echo(problem)
-    click.echo(f"{folder}: {len(problems) or 'no'} problems")
+    remedy = ": copy these files anew, or prepare the set again" if problems else ""
+    click.echo(f"{folder}: {len(problems) or 'no'} problems{remedy}")
     sys.exit(EXIT_DATA if problems else EXIT_OK)
 
 
