@@ -34,7 +34,7 @@ lint: setup ## check format, style and types
 	$(BIN)/ruff check
 	$(BIN)/mypy alexnet cluster tests tools
 
-bench: setup ## ratios of step times, ours against others' (ARGS="ddp-8 --rounds 7"; hours)
+bench: setup ## ratios of step times, ours against others' (ARGS="ddp-8 --rounds 8"; hours)
 	$(BIN)/python -m benchmarks.speed $(ARGS)
 
 bench-data: setup ## the loader against others' (SOURCE=photos/, ARGS="--rounds 9"; half an hour)

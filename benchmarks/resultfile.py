@@ -23,10 +23,18 @@ def row(
 ) -> dict[str, Any]:
     """Return a row whose value is the samples' median.
 
-    `direction` says which bound the goal is: `min`, the least that will do, or `max`.
+    `direction` says which bound the goal is: `min`, the least that will do, `max`, or `within`,
+    how far from 1 it may be.
     """
     value = median(samples)
-    reached = goal is None or (value >= goal if direction == "min" else value <= goal)
+    reached = (
+        goal is None
+        or {
+            "min": value >= goal,
+            "max": value <= goal,
+            "within": abs(value - 1) <= goal,
+        }[direction]
+    )
     return {
         "name": name,
         "value": value,
@@ -50,8 +58,14 @@ def write(suite: str, rows: list[dict[str, Any]], **more: Any) -> Path:
     }
     FOLDER.mkdir(exist_ok=True)
     path = FOLDER / f"{suite}.json"
-    path.write_text(json.dumps(tree, indent=1) + "\n")
+    _put(path, json.dumps(tree, indent=1) + "\n")
     return path
+
+
+def bound(row: dict[str, Any]) -> str:
+    """Return the bound of a row, for people; nothing if it has none."""
+    sign = {"min": ">=", "max": "<=", "within": "1 +-"}[row["direction"]]
+    return "" if row["goal"] is None else f"{sign} {row['goal']:g}"
 
 
 def table(rows: list[dict[str, Any]]) -> str:
@@ -59,11 +73,11 @@ def table(rows: list[dict[str, Any]]) -> str:
     lines = []
     for line in rows:
         spread = f"{min(line['samples']):.4g} .. {max(line['samples']):.4g}"
-        bound = {"min": ">=", "max": "<="}[line["direction"]]
-        goal = "" if line["goal"] is None else f"{bound} {line['goal']:g}"
         verdict = "" if line["goal"] is None else ("ok" if line["ok"] else "MISSED")
         value = f"{line['value']:.4g}"
-        lines.append(f"{line['name']:38}{value:>8} {line['unit']:15}{spread:22}{goal:10}{verdict}")
+        lines.append(
+            f"{line['name']:38}{value:>8} {line['unit']:15}{spread:22}{bound(line):10}{verdict}"
+        )
     return "\n".join(lines)
 
 
@@ -74,7 +88,14 @@ def into_document(document: Path, target: str, text: str) -> None:
     _, end, tail = rest.partition(end)
     if not end:
         raise ValueError(f"{document}: has no place for what make {target} writes")
-    document.write_text(head + begin + text + end + tail)
+    _put(document, head + begin + text + end + tail)
+
+
+def _put(path: Path, text: str) -> None:
+    """Write a file whole or not at all: it may hold the results of hours."""
+    part = path.with_suffix(".part")
+    part.write_text(text)
+    part.replace(path)
 
 
 @cache

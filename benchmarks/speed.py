@@ -2,12 +2,12 @@
 
 A row runs its peers one after the other, each in fresh processes with a core a rank, and takes
 the ratio of what they measured; the next round goes through them backwards. Medians over rounds
-count, and their spread is shown. What is ours runs as users have it: settings at their defaults,
-all hooks, only the images lie ready. A peer that has variants runs in the one that a first trial
-found the quickest.
+count, and their spread is shown. Our ranks have all their hooks and default settings, only the
+images lie ready; what Ray and the driver take besides is in a row of its own. A peer that has
+variants runs in the one that a first trial found the quickest.
 
-    make bench                                    # all rows, five rounds: hours
-    make bench ARGS="ddp-8 mwms-8 --rounds 7"     # these
+    make bench                                    # all rows, six rounds: hours
+    make bench ARGS="ddp-8 mwms-8 --rounds 8"     # these
     make bench ARGS="--quick"                     # does everything work? nothing is written
     make bench ARGS="--list"
 
@@ -66,7 +66,8 @@ def _run(table: list[Row], row: Row, rounds: int, quick: bool) -> None:
             samples[name] += values
         print(f"  round {number + 1}: {_shown(found)}", flush=True)
         if not quick:
-            _write(table, row, samples, runs, is_whole=number + 1 == rounds)
+            seen = {"variants": bench.chosen, "runs": runs}
+            _write(table, row, samples, seen, is_whole=number + 1 == rounds)
     print(
         "  only a trial:" if quick else "",
         resultfile.table(entries(row, samples)),
@@ -78,7 +79,7 @@ def _run(table: list[Row], row: Row, rounds: int, quick: bool) -> None:
 def _arguments(table: list[Row]) -> tuple[list[Row], int, bool]:
     parser = argparse.ArgumentParser(prog="make bench")
     parser.add_argument("rows", nargs="*", metavar="ROW", help="all, where none is named")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=6, help="an even number")
     parser.add_argument("--quick", action="store_true", help="one round of next to nothing")
     parser.add_argument("--list", action="store_true", help="name the rows and do nothing")
     given = parser.parse_args()
@@ -89,6 +90,8 @@ def _arguments(table: list[Row]) -> tuple[list[Row], int, bool]:
         for row in table:
             print(f"{row.name:12}{row.about}")
         sys.exit(0)
+    if given.rounds % 2:
+        parser.error("every other round goes backwards: --rounds is an even number")
     chosen = [by_name[name] for name in given.rows] or table
     return chosen, 1 if given.quick else given.rounds, given.quick
 
@@ -113,7 +116,7 @@ def merged(table: list[Row], row: Row, new: list[Tree], before: list[Tree]) -> l
     return sorted([*kept, *new], key=lambda line: order.index(line["row"]))
 
 
-def _write(table: list[Row], row: Row, samples: Samples, runs: list[Any], is_whole: bool) -> None:
+def _write(table: list[Row], row: Row, samples: Samples, facts: Tree, is_whole: bool) -> None:
     """Leave what was measured; some rounds of a row take the place of nothing."""
     path = resultfile.FOLDER / f"{SUITE}.json"
     before: Tree = json.loads(path.read_text()) if path.exists() else {}
@@ -127,12 +130,12 @@ def _write(table: list[Row], row: Row, samples: Samples, runs: list[Any], is_who
         "commit": resultfile.commit(),
         "command": f'make bench ARGS="{shlex.join(sys.argv[1:])}"',
         "machine": resultfile.machine(),
+        "variants": facts["variants"],
     }
     new = [{**line, **seen} for line in entries(row, samples)]
     lines = merged(table, row, new, before.get("rows", []))
-    resultfile.write(
-        SUITE, lines, whole=sorted(whole), runs={**before.get("runs", {}), row.name: runs}
-    )
+    runs = {**before.get("runs", {}), row.name: facts["runs"]}
+    resultfile.write(SUITE, lines, whole=sorted(whole), runs=runs)
     resultfile.into_document(DOCUMENT, "bench", in_markdown(lines))
 
 
@@ -142,14 +145,13 @@ def in_markdown(lines: list[Tree]) -> str:
     runs: dict[tuple[str, ...], list[str]] = defaultdict(list)
     for line in lines:
         samples = line["samples"]
-        sign = {"min": ">=", "max": "<="}[line["direction"]]
-        verdict = "" if line["ok"] else " **missed**"
-        bound = "" if line["goal"] is None else f"{sign} {line['goal']:g}{verdict}"
+        bound = resultfile.bound(line) + ("" if line["ok"] else " **missed**")
         spread = f"{min(samples):.3f} .. {max(samples):.3f}"
         text += f"| {line['name']} | {line['value']:.3f} | {spread} | {len(samples)} | {bound} |\n"
         seen = (line["command"], line["date"][:10], line["commit"][:10], line["machine"])
-        if line["row"] not in runs[seen]:
-            runs[seen].append(line["row"])
+        found = f" (quickest: {', '.join(line['variants'])})" if line["variants"] else ""
+        if line["row"] + found not in runs[seen]:
+            runs[seen].append(line["row"] + found)
     for (command, date, commit, machine), names in runs.items():
         text += f"\n{', '.join(names)}: `{command}`, {date}, commit {commit}, on {machine}.\n"
     return text

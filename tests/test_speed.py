@@ -69,7 +69,14 @@ def row(name: str, *figures: Figure) -> Row:
 
 @pytest.mark.parametrize(
     ("goal", "direction", "ok"),
-    [(1.0, "min", True), (1.2, "min", False), (1.0, "max", False), (None, "min", True)],
+    [
+        (1.0, "min", True),
+        (1.2, "min", False),
+        (1.0, "max", False),
+        (0.15, "within", True),
+        (0.05, "within", False),
+        (None, "min", True),
+    ],
 )
 def test_the_median_must_keep_the_bound(goal: float | None, direction: str, ok: bool) -> None:
     figure = Figure(name="f", goal=goal, direction=direction)
@@ -91,7 +98,7 @@ def line(name: str, **changed: Any) -> dict[str, Any]:
     common = {"row": "r", "name": name, "value": 1.0, "samples": [0.9, 1.0, 1.2]}
     bound = {"goal": 0.95, "direction": "min", "ok": True}
     seen = {"command": "make bench", "date": "2026-01-02T03", "commit": "c" * 40, "machine": "m"}
-    return {**common, **bound, **seen, **changed}
+    return {**common, **bound, **seen, "variants": [], **changed}
 
 
 def test_results_take_the_place_of_those_before_in_the_document(tmp_path: Path) -> None:
@@ -107,9 +114,9 @@ def test_results_take_the_place_of_those_before_in_the_document(tmp_path: Path) 
 
 
 def test_a_line_of_results_is_a_row_of_a_table() -> None:
-    text = in_markdown([line("one"), line("two")])
+    text = in_markdown([line("one"), line("two"), line("three", row="s", variants=["p --fast"])])
     assert "| two | 1.000 | 0.900 .. 1.200 | 3 | >= 0.95 |" in text
-    assert "\nr: `make bench`, 2026-01-02, commit cccccccccc, on m.\n" in text
+    assert "\nr, s (quickest: p --fast): `make bench`, 2026-01-02, commit cccc" in text
 
 
 def test_a_missed_bound_is_told() -> None:

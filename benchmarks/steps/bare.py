@@ -10,6 +10,7 @@ def main() -> None:
     parser = common.parser()
     parser.add_argument("--xla", action="store_true")
     given = parser.parse_args()
+    plain.use_cores()
     network = plain.model()
     taken = plain.step(network, plain.update(network), lambda gradients: gradients)
     step = tf.function(taken, jit_compile=given.xla)

@@ -63,19 +63,28 @@ class Bench:
         if peer.variants:
             if peer not in self.best:
                 self.best[peer] = self._quickest(peer, steps)
-            peer = replace(peer, arguments=(*peer.arguments, self.best[peer]), variants=())
+            peer = _varied(peer, self.best[peer])
         if peer.environment:
             make_environment(peer.environment)
         found = run(peer, self.steps(steps), *more, hosts=hosts)
         self.runs.append({"peer": _in_words(peer), "ranks": found.ranks})
         return found
 
+    @property
+    def chosen(self) -> list[str]:
+        """The quickest variants, for people."""
+        found = self.best.items()
+        return [f"{peer.program} {variant or 'by default'}" for peer, variant in found]
+
     def _quickest(self, peer: Peer, steps: int) -> str:
         paces = dict.fromkeys(peer.variants, 0.0)
         for variant in (*peer.variants, *reversed(peer.variants)):
-            alone = replace(peer, arguments=(*peer.arguments, variant), variants=())
-            paces[variant] += self.run(alone, steps).images_per_second
+            paces[variant] += self.run(_varied(peer, variant), steps).images_per_second
         return max(paces, key=lambda variant: paces[variant])
+
+
+def _varied(peer: Peer, variant: str) -> Peer:
+    return replace(peer, arguments=(*peer.arguments, *variant.split()), variants=())
 
 
 def _in_words(peer: Peer) -> str:

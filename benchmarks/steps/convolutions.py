@@ -13,6 +13,7 @@ def main() -> None:
     parser = common.parser()
     parser.add_argument("--channels", choices=FORMATS, default="last")
     given = parser.parse_args()
+    plain.use_cores()
     layout = FORMATS[given.channels]
     pixels, _ = plain.batch(given.batch)
     images = tf.cast(pixels, tf.float32)

@@ -1,4 +1,4 @@
-"""Horovod as it comes: all gradients averaged in one grouped allreduce."""
+"""Horovod as it comes: each gradient averaged by itself, or all in one grouped allreduce."""
 
 import os
 
@@ -12,15 +12,22 @@ from benchmarks.steps import common, plain
 
 def main() -> None:
     """Train."""
-    given = common.parser().parse_args()
+    parser = common.parser()
+    parser.add_argument("--grouped", action="store_true")
+    given = parser.parse_args()
+    plain.use_cores()
     hvd.init()
     network = plain.model()
     for index, variable in enumerate(network.variables):
         variable.value.assign(hvd.broadcast(variable.value, 0, name=f"broadcast.{index}"))
 
     def exchange(gradients: list[tf.Tensor]) -> list[tf.Tensor]:
-        averaged: list[tf.Tensor] = hvd.grouped_allreduce(gradients, op=hvd.Average, name="step")
-        return averaged
+        if given.grouped:
+            return list(hvd.grouped_allreduce(gradients, op=hvd.Average, name="step"))
+        return [
+            hvd.allreduce(gradient, op=hvd.Average, name=f"step.{index}")
+            for index, gradient in enumerate(gradients)
+        ]
 
     step = tf.function(plain.step(network, plain.update(network), exchange))
     stopwatch, ready = common.Stopwatch(given), plain.batch(given.batch)

@@ -11,16 +11,19 @@ SIZE, CLASSES = 67, 10
 def main() -> None:
     """Train."""
     parser = common.parser()
-    parser.add_argument("--jit", choices=("auto", "off"), default="auto")
+    parser.add_argument("--xla", action="store_true")
     given = parser.parse_args()
+    plain.use_cores()
     network = plain.model(SIZE, CLASSES)
+    optimizer = keras.optimizers.SGD(
+        common.RATE, momentum=common.MOMENTUM, weight_decay=common.WEIGHT_DECAY
+    )
+    optimizer.exclude_from_weight_decay(var_names=["bias", "beta", "gamma"])
     network.compile(
-        keras.optimizers.SGD(
-            common.RATE, momentum=common.MOMENTUM, weight_decay=common.WEIGHT_DECAY
-        ),
+        optimizer,
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         metrics=["accuracy"],
-        jit_compile="auto" if given.jit == "auto" else False,
+        jit_compile=given.xla,
     )
     stopwatch = common.Stopwatch(given)
     ready = tf.data.Dataset.from_tensors(plain.batch(given.batch, SIZE, CLASSES)).repeat()

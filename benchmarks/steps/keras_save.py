@@ -8,6 +8,7 @@ from benchmarks.steps import common, plain
 def main() -> None:
     """Save."""
     given = common.parser().parse_args()
+    plain.use_cores()
     network = plain.model()
     network.compile(
         keras.optimizers.SGD(common.RATE, momentum=common.MOMENTUM),

@@ -13,6 +13,7 @@ def main() -> None:
     parser = common.parser()
     parser.add_argument("--pack", type=int, default=0, help="MiB that travel at once; 0: all")
     given = parser.parse_args()
+    plain.use_cores()
     workers = [f"127.0.0.1:{port}" for port in given.ports[: given.ranks]]
     task = {"type": "worker", "index": given.rank}
     os.environ["TF_CONFIG"] = json.dumps({"cluster": {"worker": workers}, "task": task})

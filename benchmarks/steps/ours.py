@@ -71,8 +71,8 @@ def settings(given: Namespace) -> JobConfig:
     """Return the settings: a preset's, changed as the command line has it, in a folder of ours."""
     together = given.batch * (1 if given.apart else given.ranks)
     sizes = [f"train.global_batch={together}", f"train.micro_batch={given.batch}"]
-    place = f"run_dir={given.folder / str(given.rank)}"
-    return load(JobConfig, given.config, [*sizes, place, *given.overrides])
+    places = [f"run_dir={given.folder / str(given.rank)}", f"cluster.metrics_port={given.ports[0]}"]
+    return load(JobConfig, given.config, [*sizes, *places, *given.overrides])
 
 
 def parsed() -> Namespace:

@@ -1,5 +1,6 @@
 """The network as TensorFlow code that knows nothing of ours would train it: what peers share."""
 
+import os
 from collections.abc import Callable
 
 import keras
@@ -13,6 +14,13 @@ from benchmarks.steps.common import CLASSES, MOMENTUM, PARAMETERS, RATE, SIZE, W
 
 Exchange = Callable[[list[tf.Tensor]], list[tf.Tensor]]
 MEAN, STD = (125.0, 115.0, 105.0), (65.0, 64.0, 66.0)
+
+
+def use_cores() -> None:
+    """Have TensorFlow run on the cores that this process has, by as many threads as our ranks."""
+    cores = len(os.sched_getaffinity(0))
+    tf.config.threading.set_intra_op_parallelism_threads(cores)
+    tf.config.threading.set_inter_op_parallelism_threads(max(2, cores))
 
 
 def model(size: int = SIZE, classes: int = CLASSES) -> keras.Model:

@@ -10,6 +10,7 @@ from pathlib import Path
 from statistics import fmean, median
 
 from alexnet.data.prepare import prepare
+from alexnet.records import METRICS, read_records
 from benchmarks.faults.processes import bounded, end_all, marking
 from benchmarks.faults.runs import Launch, prepared_digits
 from benchmarks.steps.contest import (
@@ -22,7 +23,7 @@ from benchmarks.steps.contest import (
     in_turns,
     namespaces,
 )
-from benchmarks.steps.peers import ROOT, Peer
+from benchmarks.steps.peers import CORES, ROOT, Measured, Peer
 from cluster.scaling import Scenario, predict
 from tests.clusters import BIN, ray_cluster
 
@@ -30,6 +31,8 @@ DATA = ROOT / "benchmarks" / ".data" / "speed"
 SMOKE = ROOT / "configs" / "smoke.yaml"
 TURNS = 10  # pairs, of a life
 RANKS, RATES = (2, 3, 4), (0.1, 0.3, 1.0)  # that simulate is held against; Gbit/s
+APART = 0.0  # Gbit/s of ranks that nothing joins
+SETTLED_STEPS, TIMED_STEPS = 120, 40  # of a training: standbys are there after half a minute
 SETTLED_SECONDS = 10.0
 FIRST_STEP = "step      1  epoch"
 
@@ -41,10 +44,11 @@ def ours(batch: int, *arguments: str, ranks: int = 2) -> Peer:
 
 
 def torch(batch: int, ranks: int = 2) -> Peer:
-    """Return PyTorch, with its fused optimizer, in the better of its two memory formats."""
-    formats = ("--format=contiguous", "--format=channels_last")
+    """Return PyTorch, with its fused optimizer, in its better memory format, compiled or not."""
+    formats = "--format=contiguous", "--format=channels_last"
+    variants = (*formats, *(f"{layout} --compile" for layout in formats))
     own = "torch_ddp"
-    return Peer(program=own, batch=batch, ranks=ranks, variants=formats, environment=own)
+    return Peer(program=own, batch=batch, ranks=ranks, variants=variants, environment=own)
 
 
 def _classes() -> Path:
@@ -55,18 +59,20 @@ def _classes() -> Path:
 
 
 def _two_ranks(batch: int, steps: int, goal: float) -> Row:
-    apart, stock = f"two ranks / two apart, batch {batch}", f"Horovod stock / apart, batch {batch}"
+    apart, stock = f"two ranks / two apart, batch {batch}", f"ours / Horovod stock, batch {batch}"
     return compare(
         f"apart-{batch}",
         f"two ranks against two processes that don't communicate, {batch} a rank",
         lambda bench: {
             "ours": ours(bench.batch(batch)),
             "apart": ours(bench.batch(batch), "--apart"),
-            "stock": Peer(program="horovod_stock", batch=bench.batch(batch)),
+            "stock": Peer(
+                program="horovod_stock", batch=bench.batch(batch), variants=("", "--grouped")
+            ),
         },
         [
             Ratio(name=apart, above="ours", below="apart", goal=goal),
-            Ratio(name=stock, above="stock", below="apart"),
+            Ratio(name=stock, above="ours", below="stock"),
         ],
         steps,
     )
@@ -111,11 +117,14 @@ def _settings() -> Row:
     def peers(bench: Bench) -> dict[str, Peer]:
         batch = bench.batch(32)
         plain = Peer(program="bare", batch=batch, ranks=1)
+        twice = replace(plain, batch=2 * batch)
         layers = Peer(program="convolutions", batch=batch, ranks=1)
         return {
             "ours": ours(batch, ranks=1),
             "bfloat16": ours(batch, "train.precision=bfloat16", ranks=1),
             "any": ours(batch, "train.deterministic=false", ranks=1),
+            "parts": ours(2 * batch, f"train.micro_batch={batch}", ranks=1),
+            "whole": twice,
             "thread": ours(batch, "cluster.threads_per_worker=1", ranks=1),
             "plain": plain,
             "xla": replace(plain, arguments=("--xla",)),
@@ -131,6 +140,7 @@ def _settings() -> Row:
             Ratio(name="bfloat16 / float32", above="bfloat16", below="ours"),
             Ratio(name="any kernels / deterministic ones", above="any", below="ours"),
             Ratio(name="one thread / all cores", above="thread", below="ours"),
+            Ratio(name="64 images in two parts / bare, in one", above="parts", below="whole"),
             Ratio(name="XLA / none, bare tf.function", above="xla", below="plain"),
             Ratio(name="channels first / last, convolutions", above="first", below="last"),
         ],
@@ -154,17 +164,23 @@ def _factored(name: str, about: str, ratio: Ratio, batch: int, network: float) -
 
 def _checkpoints() -> Row:
     pace = Figure(name="a checkpoint every 50 steps / none", goal=0.965)
-    blocked = Figure(name="blocked / a Keras save", goal=0.15, direction="max")
+    blocked = Figure(
+        name="blocked by a save behind the steps / by Keras' save", goal=0.15, direction="max"
+    )
 
     def measure(bench: Bench, number: int) -> Samples:
         every = f"checkpoint.every={bench.steps(50) + 2}"
         saving = replace(ours(bench.batch(32), every), program="turns")
-        turns = ("--what=saving", "--turns=1", f"--round={number}")
-        found = bench.run(saving, 50, *turns).first
-        keras = bench.run(Peer(program="keras_save", batch=1, ranks=1), 5).first
+        keras = Peer(program="keras_save", batch=1, ranks=1)
+        turns = "--what=saving", "--turns=1", f"--round={number}"
+        runs: dict[Peer, Callable[[], Measured]] = {
+            saving: lambda: bench.run(saving, 50, *turns),
+            keras: lambda: bench.run(keras, 5),
+        }
+        found = {peer: runs[peer]().first for peer in in_turns(runs, number)}
         return {
-            pace.name: [off / on for on, off in found["turns"]],
-            blocked.name: [found["blocked"] / keras["blocked"]],
+            pace.name: [off / on for on, off in found[saving]["turns"]],
+            blocked.name: [found[saving]["blocked"] / found[keras]["blocked"]],
         }
 
     about = "two ranks, 32 a rank: a checkpoint every 50 steps; how long steps wait for it"
@@ -172,7 +188,7 @@ def _checkpoints() -> Row:
 
 
 def _watching() -> Row:
-    figure = Figure(name="metrics, progress and watchdog on / off", goal=0.995)
+    figure = Figure(name="hooks, scrapes and looks of a watchdog, on / off", goal=0.995)
 
     def measure(bench: Bench, number: int) -> Samples:
         pairs = 2 if bench.quick else TURNS
@@ -185,7 +201,8 @@ def _watching() -> Row:
 
 
 def _launch() -> Row:
-    figure = Figure(name="launch to first step / horovodrun", goal=1.25, direction="max")
+    name = "launch to first step on a running Ray cluster / horovodrun"
+    figure = Figure(name=name, goal=1.25, direction="max")
 
     def measure(bench: Bench, number: int) -> Samples:
         with tempfile.TemporaryDirectory(prefix="bench-") as folder:
@@ -226,41 +243,90 @@ def _launch_seconds(folder: Path, order: Iterable[str]) -> dict[str, float]:
     return seconds
 
 
+def _under_ray() -> Row:
+    figure = Figure(name="alexnet train, with Ray and driver / its ranks alone, batch 8")
+
+    def measure(bench: Bench, number: int) -> Samples:
+        peer = ours(bench.batch(8))
+        runs: dict[str, Callable[[], float]] = {
+            "whole": lambda: _trained(peer, bench.steps(SETTLED_STEPS)),
+            "ranks": lambda: bench.run(peer, 12).images_per_second,
+        }
+        pace = {name: runs[name]() for name in in_turns(runs, number)}
+        bench.runs.append({"peer": "alexnet train", "images_per_second": pace["whole"]})
+        return {figure.name: [pace["whole"] / pace["ranks"]]}
+
+    about = (
+        f"steps {SETTLED_STEPS} and more of alexnet train, by its own log, against its ranks alone"
+    )
+    return Row(name="under-ray", about=about, figures=[figure], measure=measure)
+
+
+def _trained(peer: Peer, settled: int) -> float:
+    """Train as a user does, without a cluster; return the images/s of the steps after `settled`."""
+    steps = settled + TIMED_STEPS
+    with tempfile.TemporaryDirectory(prefix="bench-") as folder:
+        sizes = [f"train.global_batch={peer.ranks * peer.batch}", f"train.micro_batch={peer.batch}"]
+        places = [*peer.arguments, f"run_dir={folder}/run"]
+        logged = ["train.log_every=1", f"cluster.workers={peer.ranks}"]
+        command = [sys.executable, "-m", "cluster", "train", *sizes, *places, *logged]
+        environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
+        with marking(Path(folder)), bounded(900):
+            launch = Launch(command, environment)
+            try:
+                launch.await_step(steps)
+            finally:
+                launch.driver.terminate()
+                launch.end()
+                end_all(Path(folder), 0)
+        records = read_records(Path(folder, "run", METRICS))
+        paces = {
+            record["step"]: record["images_per_second"]
+            for record in records
+            if record["kind"] == "step"
+        }
+    return median(pace for step, pace in paces.items() if settled < step <= steps)
+
+
 def _simulated() -> Row:
     def name(ranks: int, gbits: float) -> str:
-        return f"simulate, {ranks} ranks, {gbits:g} Gbit/s"
+        shared = f" on {len(CORES)} cores" if ranks > len(CORES) else ""
+        return f"simulate / measured, {ranks} ranks{shared}, {gbits:g} Gbit/s"
 
     def measure(bench: Bench, number: int) -> Samples:
         found = {}
+        rates = RATES[-1:] if bench.quick else RATES
         for ranks in (4,) if bench.quick else RANKS:
             peer = ours(bench.batch(8), "cluster.threads_per_worker=1", ranks=ranks)
-            apart = bench.run(peer, 5, "--apart")
-            alone = max(median(rank["seconds"]) for rank in apart.ranks)
-            update = fmean(rank["update"] for rank in apart.ranks)
-            for gbits in in_turns(RATES[-1:] if bench.quick else RATES, number):
+            links, joined = {}, {}
+            for gbits in in_turns((APART, *rates), number):
+                if gbits == APART:
+                    apart = bench.run(peer, 5, "--apart")
+                    continue
                 with namespaces(ranks, gbits) as hosts:
-                    link = bench.run(Peer(program="links", ranks=ranks), 3, hosts=hosts).first
-                    step = bench.run(peer, 5, hosts=hosts).step
+                    asked = Peer(program="links", ranks=ranks)
+                    links[gbits] = bench.run(asked, 3, hosts=hosts).first
+                    joined[gbits] = bench.run(peer, 5, hosts=hosts).step
+            for gbits, link in links.items():
                 scenario = Scenario(
-                    step_time=alone,
-                    update_time=update,
+                    step_time=max(median(rank["seconds"]) for rank in apart.ranks),
+                    update_time=fmean(rank["update"] for rank in apart.ranks),
                     bandwidth=link["bandwidth"],
                     latency=link["latency"],
                     batch=peer.batch,
                     dense_layers="factored",
                 )
                 predicted = predict(scenario, ranks).step
-                facts = {"apart": alone, "update": update, **link}
-                bench.runs.append({"peer": name(ranks, gbits), "predicted": predicted, **facts})
-                found[name(ranks, gbits)] = [abs(predicted / step - 1)]
+                bench.runs.append({"peer": name(ranks, gbits), "predicted": predicted, **link})
+                found[name(ranks, gbits)] = [predicted / joined[gbits]]
         return found
 
     figures = [
-        Figure(name=name(ranks, gbits), goal=0.15, direction="max")
+        Figure(name=name(ranks, gbits), goal=0.15, direction="within")
         for ranks in RANKS
         for gbits in RATES
     ]
-    about = "`alexnet simulate` against the measured step in namespaces, 8 a rank: the error"
+    about = "what `alexnet simulate` predicts, over the measured step in namespaces, 8 a rank"
     return Row(name="simulate", about=about, figures=figures, measure=measure)
 
 
@@ -269,7 +335,7 @@ def _smoke() -> Row:
         half = bench.batch(32)
         preset = f"--config={SMOKE}", f"data.path={prepared_digits()}"
         one = (*preset, f"train.micro_batch={half}")
-        fit = "--jit=auto", "--jit=off"
+        fit = "", "--xla"
         return {
             "ours": Peer(program="ours", batch=half, arguments=preset),
             "one": Peer(program="ours", batch=2 * half, ranks=1, arguments=one),
@@ -321,6 +387,7 @@ def rows() -> list[Row]:
         _checkpoints(),
         _watching(),
         _launch(),
+        _under_ray(),
         _simulated(),
         _smoke(),
     ]

@@ -45,6 +45,7 @@ def main() -> None:
     """Train."""
     parser = common.parser()
     parser.add_argument("--format", choices=FORMATS, default="contiguous")
+    parser.add_argument("--compile", action="store_true")
     given = parser.parse_args()
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     layout = FORMATS[given.format]
@@ -54,6 +55,8 @@ def main() -> None:
         os.environ["GLOO_SOCKET_IFNAME"] = "lo"
         dist.init_process_group("gloo", rank=given.rank, world_size=given.ranks)
         network = nn.parallel.DistributedDataParallel(network, gradient_as_bucket_view=True)
+    if given.compile:
+        network = torch.compile(network)
     decay = {"momentum": common.MOMENTUM, "weight_decay": common.WEIGHT_DECAY}
     optimizer = torch.optim.SGD(network.parameters(), common.RATE, **decay, fused=True)
 

@@ -1,8 +1,8 @@
 """What watching, or saving, costs: turns with it and turns without, in one life of the ranks.
 
 Takes what ours.py takes. `--steps` are those of a turn; `--turns` pairs of turns are timed, every
-other pair, and every other round, the other way around. What Ray does to carry a look is not in
-watching, nor the driver itself.
+other pair, and every other round, the other way around. Neither the driver is in watching nor what
+Ray does to carry a look to it.
 """
 
 import json
@@ -10,7 +10,7 @@ import pickle
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext
 from urllib.request import urlopen
 
 from alexnet.hooks import SaveCheckpoints
@@ -36,27 +36,31 @@ class Clock(Hook):
         return bool(self.moments)
 
 
-class WithoutEnd(Hook):
-    """A hook that is told of all but the end of a turn: its own work goes on."""
+class Saving(Hook):
+    """Saves in mid-turn; at its end, which is not timed, it waits until that has been written."""
 
-    def __init__(self, hook: Hook) -> None:
+    def __init__(self, hook: SaveCheckpoints) -> None:
         self.on_step = hook.on_step  # type: ignore[method-assign]
         self.wants_state = hook.wants_state  # type: ignore[method-assign]
         self.on_state = hook.on_state  # type: ignore[method-assign]
+        self._finish = hook._writer.finish
+
+    def on_end(self, step: int, stopped: bool) -> None:
+        """Raise if it could not be written."""
+        self._finish()
 
 
 @contextmanager
 def looked_at(board: Board, port: int, clock: Clock) -> Iterator[None]:
     """Look at the board as often as the driver does, and scrape the metrics once."""
     end = threading.Event()
+    scraped: list[bytes] = []
 
     def look() -> None:
-        is_scraped = False
         while not end.wait(POLL_SECONDS):
             pickle.dumps(board.look())
-            if clock.runs and not is_scraped:
-                is_scraped = True
-                scrape(port)
+            if clock.runs and not scraped:
+                scraped.append(scrape(port))
 
     thread = threading.Thread(target=look)
     thread.start()
@@ -65,12 +69,14 @@ def looked_at(board: Board, port: int, clock: Clock) -> Iterator[None]:
     finally:
         end.set()
         thread.join()
+    if b"alexnet_steps_total" not in (scraped[0] if scraped else scrape(port)):
+        raise RuntimeError(f"these are no metrics of ours, on port {port}")
 
 
-def scrape(port: int) -> None:
+def scrape(port: int) -> bytes:
     """Ask for the metrics, as Prometheus does."""
-    with suppress(OSError), urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as answer:
-        answer.read()
+    with urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as answer:
+        return bytes(answer.read())
 
 
 def main() -> None:
@@ -83,7 +89,7 @@ def main() -> None:
     config, exchange, task = ours.start(given)
     phases, board = Phases(), Board()
     hooks = ours.hooks_of(config, exchange, task, phases, board)
-    saving = [WithoutEnd(hook) for hook in hooks if isinstance(hook, SaveCheckpoints)]
+    saving = [Saving(hook) for hook in hooks if isinstance(hook, SaveCheckpoints)]
     watches = given.what == "watching"
     added: list[Hook] = ours.without_saving(hooks) if watches else [*saving]
     port = config.cluster.metrics_port + given.rank
@@ -114,6 +120,8 @@ def main() -> None:
         else:
             on, off = turn(steps, added, watches), turn(steps, [])
         turns.append((on, off))
+    if saving and not watches and not [*(config.run_path / "checkpoints").glob("step-*")]:
+        raise RuntimeError("no checkpoint was written")
     print(json.dumps({"turns": turns, "blocked": phases.seconds["checkpoint"]}), flush=True)
     if not given.apart:
         exchange.shutdown()
