@@ -266,10 +266,11 @@ def _trained(peer: Peer, settled: int) -> float:
     """Train as a user does, without a cluster; return the images/s of the steps after `settled`."""
     steps = settled + TIMED_STEPS
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
+        config = Path(folder, "config.yaml")
+        config.write_text(f"{{data: {{path: {_classes()}}}, run_dir: {folder}/run}}\n")
         sizes = [f"train.global_batch={peer.ranks * peer.batch}", f"train.micro_batch={peer.batch}"]
-        places = [*peer.arguments, f"run_dir={folder}/run"]
-        logged = ["train.log_every=1", f"cluster.workers={peer.ranks}"]
-        command = [sys.executable, "-m", "cluster", "train", *sizes, *places, *logged]
+        others = ["train.log_every=1", f"cluster.workers={peer.ranks}"]
+        command = [sys.executable, "-m", "cluster", "train", str(config), *sizes, *others]
         environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
         with marking(Path(folder)), bounded(900):
             launch = Launch(command, environment)
