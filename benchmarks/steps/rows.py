@@ -13,6 +13,7 @@ from alexnet.data.prepare import prepare
 from alexnet.records import METRICS, read_records
 from benchmarks.faults.processes import bounded, end_all, marking
 from benchmarks.faults.runs import Launch, prepared_digits
+from benchmarks.steps.common import RATE
 from benchmarks.steps.contest import (
     Bench,
     Figure,
@@ -269,7 +270,8 @@ def _trained(peer: Peer, settled: int) -> float:
         config = Path(folder, "config.yaml")
         config.write_text(f"{{data: {{path: {_classes()}}}, run_dir: {folder}/run}}\n")
         sizes = [f"train.global_batch={peer.ranks * peer.batch}", f"train.micro_batch={peer.batch}"]
-        others = ["train.log_every=1", f"cluster.workers={peer.ranks}"]
+        others = [f"cluster.workers={peer.ranks}", "train.log_every=1"]
+        others.append(f"schedule.learning_rate={RATE}")
         command = [sys.executable, "-m", "cluster", "train", str(config), *sizes, *others]
         environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
         with marking(Path(folder)), bounded(900):
