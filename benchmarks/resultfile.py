@@ -27,23 +27,20 @@ def row(
     how far from 1 it may be.
     """
     value = median(samples)
-    reached = (
-        goal is None
-        or {
-            "min": value >= goal,
-            "max": value <= goal,
-            "within": abs(value - 1) <= goal,
-        }[direction]
-    )
     return {
         "name": name,
         "value": value,
         "unit": unit,
         "goal": goal,
         "direction": direction,
-        "ok": reached,
+        "ok": goal is None or _keeps(value, goal, direction),
         "samples": samples,
     }
+
+
+def _keeps(value: float, goal: float, direction: str) -> bool:
+    kept = {"min": value >= goal, "max": value <= goal, "within": abs(value - 1) <= goal}
+    return kept[direction]
 
 
 def write(suite: str, rows: list[dict[str, Any]], **more: Any) -> Path:

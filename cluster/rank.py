@@ -94,13 +94,11 @@ def configure_tensorflow(config: JobConfig) -> int:
     tf.config.threading.set_inter_op_parallelism_threads(max(2, threads))
     if config.train.deterministic:
         tf.config.experimental.enable_op_determinism()
-    place = gpus[0].name if gpus else f"{threads} threads of the CPU"
-    kernels = "deterministic" if config.train.deterministic else "the fastest"
     log.info(
         "computing in %s on %s, %s kernels, channels last, no XLA",
         config.train.precision,
-        place,
-        kernels,
+        gpus[0].name if gpus else f"the CPU (threads: {threads})",
+        "deterministic" if config.train.deterministic else "any",
     )
     return threads
 

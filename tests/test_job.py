@@ -221,7 +221,7 @@ def test_submitted_job_trains_and_serves_metrics(submitted: Submitted) -> None:
 
 def test_the_log_says_what_was_chosen_for_this_device(submitted: Submitted) -> None:
     said = (submitted[0].run / "logs" / "rank-0.log").read_text()
-    chosen = "float32 on 1 threads of the CPU, deterministic kernels, channels last, no XLA"
+    chosen = "float32 on the CPU (threads: 1), deterministic kernels, channels last, no XLA"
     assert f"computing in {chosen}" in said
     assert "exchange: factors of fc6, fc7, sums of the rest" in said
 

@@ -63,6 +63,15 @@ def test_the_clock_starts_when_all_ranks_have_warmed_up(tmp_path: Path) -> None:
     assert len(stopwatch.seconds) == 2
 
 
+def test_drift_cancels_out_over_an_even_number_of_rounds(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["make bench", "--rounds", "5", "ddp-8"])
+    with pytest.raises(SystemExit, match="2"):
+        speed.main()
+    assert "--rounds is an even number" in capsys.readouterr().err
+
+
 def row(name: str, *figures: Figure) -> Row:
     return Row(name=name, about="", figures=figures, measure=lambda bench, number: {})
 
@@ -116,7 +125,8 @@ def test_results_take_the_place_of_those_before_in_the_document(tmp_path: Path) 
 def test_a_line_of_results_is_a_row_of_a_table() -> None:
     text = in_markdown([line("one"), line("two"), line("three", row="s", variants=["p --fast"])])
     assert "| two | 1.000 | 0.900 .. 1.200 | 3 | >= 0.95 |" in text
-    assert "\nr, s (quickest: p --fast): `make bench`, 2026-01-02, commit cccc" in text
+    names = "r, s (quickest: p --fast)"
+    assert f"\n{names}: `make bench`, 2026-01-02, commit cccccccccc, on m.\n" in text
 
 
 def test_a_missed_bound_is_told() -> None:

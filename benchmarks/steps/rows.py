@@ -118,14 +118,13 @@ def _settings() -> Row:
     def peers(bench: Bench) -> dict[str, Peer]:
         batch = bench.batch(32)
         plain = Peer(program="bare", batch=batch, ranks=1)
-        twice = replace(plain, batch=2 * batch)
         layers = Peer(program="convolutions", batch=batch, ranks=1)
         return {
             "ours": ours(batch, ranks=1),
             "bfloat16": ours(batch, "train.precision=bfloat16", ranks=1),
             "any": ours(batch, "train.deterministic=false", ranks=1),
             "parts": ours(2 * batch, f"train.micro_batch={batch}", ranks=1),
-            "whole": twice,
+            "whole": replace(plain, batch=2 * batch),
             "thread": ours(batch, "cluster.threads_per_worker=1", ranks=1),
             "plain": plain,
             "xla": replace(plain, arguments=("--xla",)),
