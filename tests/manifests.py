@@ -28,6 +28,12 @@ class Manifest(NamedTuple):
     def name(self) -> str:
         return str(self.tree["metadata"]["name"])
 
+    @property
+    def is_custom(self) -> bool:
+        """Whether an operator takes it, not Kubernetes itself."""
+        group = self.tree["apiVersion"].partition("/")[0]
+        return "kueue" in group or ("." in group and not group.endswith(".k8s.io"))
+
     def __str__(self) -> str:
         return f"{self.file}-{self.kind}-{self.name}"
 
@@ -77,9 +83,45 @@ def of_kind(kind: str, folder: str | None = None) -> list[Manifest]:
     return [each for each in found if str(Path(each.file).parent) == (folder or ".")]
 
 
+def config_map(name: str) -> dict[str, str]:
+    """The files that a config map mounts, by name."""
+    (found,) = [each for each in of_kind("ConfigMap") if each.name == name]
+    return dict(found.tree["data"])
+
+
 def pod_templates() -> list[PodTemplate]:
     """Every pod that the manifests lead to."""
     return [PodTemplate(manifest, tree) for manifest in manifests() for tree in _pods(manifest)]
+
+
+def insecure(spec: Tree) -> list[str]:
+    """What the "restricted" pod security standard, and our own house, would say to a pod."""
+    problems = []
+    pod = spec.get("securityContext", {})
+    kinds = {key for volume in spec.get("volumes", []) for key in volume if key != "name"}
+    if not kinds <= {"configMap", "emptyDir", "persistentVolumeClaim", "secret", "projected"}:
+        problems.append(f"volumes: {kinds}")
+    if any(spec.get(key) for key in ("hostNetwork", "hostPID", "hostIPC")):
+        problems.append("a host's namespace")
+    if spec.get("automountServiceAccountToken") is not False:
+        problems.append("a token for the API server")
+    if pod.get("seccompProfile", {}).get("type") != "RuntimeDefault":
+        problems.append("seccomp")
+    if not (pod.get("runAsNonRoot") and pod.get("runAsUser") and pod.get("runAsGroup")):
+        problems.append("root")
+    for container in [*spec["containers"], *spec.get("initContainers", [])]:
+        own = container.get("securityContext", {})
+        if own.get("allowPrivilegeEscalation") is not False or own.get("privileged"):
+            problems.append("privileges")
+        if own.get("capabilities") != {"drop": ["ALL"]}:
+            problems.append("capabilities")
+        if own.get("readOnlyRootFilesystem") is not True:
+            problems.append("a root filesystem that can be written to")
+        if own.keys() & {"runAsUser", "runAsNonRoot", "seccompProfile", "procMount"}:
+            problems.append("a container that says otherwise than its pod")
+        if any("hostPort" in port for port in container.get("ports", [])):
+            problems.append("a port of the host")
+    return problems
 
 
 def _pods(manifest: Manifest) -> Iterator[Tree]:

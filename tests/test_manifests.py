@@ -1,29 +1,15 @@
-"""What a cluster would refuse, or take and not run, is found here: there is none to ask.
-
-`tests/schemas/` says what KubeRay and the Prometheus operator accept, `kubernetes-validate` what
-Kubernetes does.
-"""
+"""Whether the files below k8s/ agree with each other and with the code; pods are restricted."""
 
 import copy
 import re
-import subprocess
-import sys
-import time
 import tomllib
 from collections.abc import Callable
-from functools import cache
 from pathlib import Path
-from typing import Any
 
-import jsonschema
-import kubernetes_validate
 import pytest
-import yaml
-from kubernetes_validate.utils import all_versions, major_minor
 
 from alexnet.config import load
 from cluster.config import JobConfig
-from cluster.render import Place, pods, problems, render
 from tests.manifests import (
     K8S,
     ROOT,
@@ -31,15 +17,14 @@ from tests.manifests import (
     Manifest,
     PodTemplate,
     Tree,
+    config_map,
+    insecure,
     manifests,
     of_kind,
     pod_templates,
 )
 
 NAME = "app.kubernetes.io/name"
-SCHEMAS = ROOT / "tests" / "schemas"
-NEWEST = list(dict.fromkeys(major_minor(version) for version in all_versions()))[-3:]
-WITHOUT_SCHEMA = ("kueue.x-k8s.io/v1beta2",)
 ROOMS = ["", "dev", "static"]  # where a cluster comes from
 
 RAY_JOBS = of_kind("RayJob")
@@ -56,172 +41,7 @@ def test_the_files_are_seen() -> None:
     assert {pod.component for pod in PODS} == {"head", "worker", "submitter", "prepare"}
 
 
-# Kubernetes' own schema
-
-
-def is_custom(manifest: Manifest) -> bool:
-    group = manifest.tree["apiVersion"].partition("/")[0]
-    return "kueue" in group or ("." in group and not group.endswith(".k8s.io"))
-
-
-@pytest.mark.parametrize("version", NEWEST)
-@pytest.mark.parametrize("manifest", [m for m in manifests() if not is_custom(m)], ids=str)
-def test_kubernetes_takes_it(manifest: Manifest, version: str) -> None:
-    kubernetes_validate.validate(manifest.tree, version, strict=True)
-
-
-@pytest.mark.parametrize("version", NEWEST)
-@each_pod
-def test_kubernetes_takes_its_pods(pod: PodTemplate, version: str) -> None:
-    """Those in a RayJob too, as the operator creates them."""
-    check_pod(pod.tree, version)
-
-
-def check_pod(template: Tree, version: str) -> None:
-    tree = {"apiVersion": "v1", "kind": "PodTemplate", "metadata": {}, "template": template}
-    kubernetes_validate.validate(tree, version, strict=True)
-
-
-@pytest.mark.parametrize("version", NEWEST)
-def test_kubernetes_refuses_an_unknown_field(version: str) -> None:
-    tree = copy.deepcopy(of_kind("NetworkPolicy")[0].tree)
-    tree["spec"]["podSelektor"] = {}
-    with pytest.raises(kubernetes_validate.ValidationError):
-        kubernetes_validate.validate(tree, version, strict=True)
-
-
-# Custom resources
-
-
-@cache
-def schemas() -> dict[tuple[str, str], Tree]:
-    """What each custom resource may hold, by its version and kind; unknown fields are refused."""
-    found = {}
-    for path in sorted(SCHEMAS.glob("*.yaml")):
-        tree = yaml.load(path.read_text(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-        group, kind = tree["spec"]["group"], tree["spec"]["names"]["kind"]
-        for version in tree["spec"]["versions"]:
-            schema = closed(version["schema"]["openAPIV3Schema"])
-            found[f"{group}/{version['name']}", kind] = schema
-    return found
-
-
-def closed(schema: Any) -> Any:
-    """The schema with `additionalProperties: false` wherever it names properties."""
-    if isinstance(schema, list):
-        return [closed(each) for each in schema]
-    if not isinstance(schema, dict):
-        return schema
-    inner = {key: closed(value) for key, value in schema.items()}
-    is_open = schema.get("x-kubernetes-preserve-unknown-fields")
-    if (
-        isinstance(schema.get("properties"), dict)
-        and schema.get("type") == "object"
-        and not is_open
-    ):
-        inner.setdefault("additionalProperties", False)
-    return inner
-
-
-def check_custom(tree: Tree) -> None:
-    jsonschema.Draft202012Validator(schemas()[tree["apiVersion"], tree["kind"]]).validate(tree)
-
-
-def custom() -> list[Manifest]:
-    return [m for m in manifests() if is_custom(m) and m.tree["apiVersion"] not in WITHOUT_SCHEMA]
-
-
-@pytest.mark.parametrize("manifest", custom(), ids=str)
-def test_the_operators_take_it(manifest: Manifest) -> None:
-    check_custom(manifest.tree)
-
-
-@each_job
-def test_the_cluster_of_a_job_could_stand_alone(job: Manifest) -> None:
-    spec = job.tree["spec"]["rayClusterSpec"]
-    check_custom({"apiVersion": "ray.io/v1", "kind": "RayCluster", "metadata": {}, "spec": spec})
-
-
-@pytest.mark.parametrize(
-    ("kind", "path"),
-    [
-        ("RayJob", ["spec"]),
-        ("RayJob", ["spec", "rayClusterSpec", "authOptions"]),
-        ("RayJob", ["spec", "rayClusterSpec", "workerGroupSpecs", 0, "template", "spec"]),
-        ("PodMonitor", ["spec", "podMetricsEndpoints", 0]),
-        ("PrometheusRule", ["spec", "groups", 0, "rules", 0]),
-    ],
-)
-def test_the_operators_refuse_an_unknown_field(kind: str, path: list[str | int]) -> None:
-    tree: Any = copy.deepcopy(of_kind(kind)[0].tree)
-    inner = tree
-    for part in path:
-        inner = inner[part]
-    inner["unknown"] = 1
-    with pytest.raises(jsonschema.ValidationError, match="unknown"):
-        check_custom(tree)
-
-
-@each_job
-def test_kuberay_has_nothing_to_say_besides(job: Manifest) -> None:
-    """Its own rules are in `cluster/render.py`; tests/test_render.py breaks each of them."""
-    assert problems(job.tree) == []
-    assert "generateName" not in job.tree["metadata"]  # cannot be applied
-    assert not job.tree["spec"]["rayClusterSpec"].get("enableInTreeAutoscaling")
-
-
-@pytest.mark.parametrize(
-    ("overrides", "place"),
-    [
-        (["cluster.workers=2"], Place(name="cats", queue="gpus", image="registry/alexnet:1")),
-        (["cluster.workers=2"], Place(ranks_per_pod=2, data_claim="photos")),
-        (["cluster.workers=2", "cluster.gpus_per_worker=0"], Place()),
-    ],
-)
-def test_what_render_writes_is_taken_as_well(overrides: list[str], place: Place) -> None:
-    paths = ["run_dir=/runs/cats", "data.path=/data/cats"]
-    config = load(JobConfig, ROOT / "configs" / "catdog.yaml", [*paths, *overrides])
-    settings, job = (
-        Manifest("rendered", tree) for tree in yaml.safe_load_all(render(config, place))
-    )
-    kubernetes_validate.validate(settings.tree, NEWEST[-1], strict=True)
-    check_custom(job.tree)
-    for tree in pods(job.tree):
-        check_pod(tree, NEWEST[-1])
-        assert insecure(tree["spec"]) == []
-
-
 # Restricted pods
-
-
-def insecure(spec: Tree) -> list[str]:
-    """What the "restricted" pod security standard, and our own house, would say to a pod."""
-    problems = []
-    pod = spec.get("securityContext", {})
-    kinds = {key for volume in spec.get("volumes", []) for key in volume if key != "name"}
-    if not kinds <= {"configMap", "emptyDir", "persistentVolumeClaim", "secret", "projected"}:
-        problems.append(f"volumes: {kinds}")
-    if any(spec.get(key) for key in ("hostNetwork", "hostPID", "hostIPC")):
-        problems.append("a host's namespace")
-    if spec.get("automountServiceAccountToken") is not False:
-        problems.append("a token for the API server")
-    if pod.get("seccompProfile", {}).get("type") != "RuntimeDefault":
-        problems.append("seccomp")
-    if not (pod.get("runAsNonRoot") and pod.get("runAsUser") and pod.get("runAsGroup")):
-        problems.append("root")
-    for container in [*spec["containers"], *spec.get("initContainers", [])]:
-        own = container.get("securityContext", {})
-        if own.get("allowPrivilegeEscalation") is not False or own.get("privileged"):
-            problems.append("privileges")
-        if own.get("capabilities") != {"drop": ["ALL"]}:
-            problems.append("capabilities")
-        if own.get("readOnlyRootFilesystem") is not True:
-            problems.append("a root filesystem that can be written to")
-        if own.keys() & {"runAsUser", "runAsNonRoot", "seccompProfile", "procMount"}:
-            problems.append("a container that says otherwise than its pod")
-        if any("hostPort" in port for port in container.get("ports", [])):
-            problems.append("a port of the host")
-    return problems
 
 
 @each_pod
@@ -277,11 +97,6 @@ def test_ray_wants_a_token(room: str) -> None:
 
 
 # The files agree
-
-
-def config_map(name: str) -> dict[str, str]:
-    (found,) = [each for each in of_kind("ConfigMap") if each.name == name]
-    return dict(found.tree["data"])
 
 
 def shipped_config(tmp_path: Path, *overrides: str) -> JobConfig:
@@ -513,7 +328,7 @@ def test_files_can_be_applied_as_a_folder_and_one_after_the_other() -> None:
             lines = path.read_text().splitlines()
             first = next(line for line in lines if line and not line.startswith("#"))
             assert first == "---", f"{path}: `cat` would join it to the file before"
-    assert {each.kind for each in manifests() if is_custom(each) and "/" not in each.file} == {
+    assert {each.kind for each in manifests() if each.is_custom and "/" not in each.file} == {
         "RayJob"
     }
 
@@ -560,58 +375,3 @@ def test_a_stop_has_time_for_a_checkpoint(tmp_path: Path) -> None:
         if pod.component == "head":
             env = {entry["name"]: entry.get("value") for entry in pod.containers[0]["env"]}
             assert int(env["RAY_JOB_STOP_WAIT_TIME_S"]) > max(stop, 3)
-
-
-def started(name: str, *, seconds: float = 0.0) -> subprocess.Popen[bytes]:
-    """A process under another name, which ends `seconds` after SIGTERM, with exit code 75."""
-    program = (
-        "import signal, sys, time\n"
-        "def end(*_):\n"
-        f"    time.sleep({seconds}); sys.exit(75)\n"
-        "signal.signal(signal.SIGTERM, end)\n"
-        "print(flush=True)\n"
-        "time.sleep(60)"
-    )
-    argv = [*name.split(), "-c", program] if name.startswith("/") else [name, "-c", program]
-    process = subprocess.Popen(argv, executable=sys.executable, stdout=subprocess.PIPE)
-    assert process.stdout
-    process.stdout.readline()
-    return process
-
-
-def pre_stop(tmp_path: Path, processes: list[subprocess.Popen[bytes]]) -> str:
-    """The script, shown none but these processes: there may be others' ranks on this machine."""
-    proc = tmp_path / "proc"
-    proc.mkdir()
-    for process in processes:
-        (proc / str(process.pid)).symlink_to(f"/proc/{process.pid}")
-    return config_map("alexnet-scripts")["pre-stop.sh"].replace("/proc/", f"{proc}/")
-
-
-def test_a_pod_that_is_ended_waits_for_its_rank(tmp_path: Path) -> None:
-    rank, other = started("ray::Worker.train", seconds=1.5), started("ray::IDLE")
-    script = pre_stop(tmp_path, [rank, other])
-    try:
-        began = time.monotonic()
-        ended = subprocess.Popen(["sh", "-c", script])
-        assert rank.wait(30) == 75
-        assert ended.wait(30) == 0
-        assert time.monotonic() - began > 1.5
-        assert other.poll() is None  # not asked
-    finally:
-        for process in (rank, other):
-            process.kill()
-            process.wait()
-
-
-def test_the_script_finds_a_driver_by_its_command(tmp_path: Path) -> None:
-    """`/opt/alexnet/bin/python /opt/alexnet/bin/alexnet train ...`, and not the shell around it."""
-    command = "/opt/alexnet/bin/python /opt/alexnet/bin/alexnet train /config/config.yaml"
-    proc = tmp_path / "proc"
-    for pid, line in {"11": command, "12": "/bin/bash -c alexnet train x", "13": "sh x"}.items():
-        (proc / pid).mkdir(parents=True)
-        (proc / pid / "cmdline").write_text(line.replace(" ", "\0") + "\0")
-    script = config_map("alexnet-scripts")["pre-stop.sh"].replace("/proc/", f"{proc}/")
-    only_find = script[: script.index("kill -TERM")] + "training\n"
-    found = subprocess.run(["sh", "-c", only_find], capture_output=True, text=True, check=True)
-    assert found.stdout.split() == ["11"]
