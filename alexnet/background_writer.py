@@ -52,16 +52,24 @@ class BackgroundWriter:
         self._thread: threading.Thread | None = None
         self._error: Exception | None = None
 
+    @property
+    def waits(self) -> bool:
+        """Whether what was submitted is not needed any more when `submit` returns."""
+        return self._waits
+
     def submit(self, step: int, state: State, facts: Mapping[str, Any]) -> None:
-        """Start writing; wait for the one before if that still runs, or for this one's end."""
-        self._join()
+        """Start writing; wait for the one before if that still runs, or for this one's end.
+
+        Until it is written, see `wait`, nobody may change `state`.
+        """
+        self.wait()
         self.check()
         self._thread = threading.Thread(
             target=self._write, args=(step, state, facts), name="checkpoint"
         )
         self._thread.start()
         if self._waits:
-            self._join()
+            self.wait()
 
     @property
     def best_top1(self) -> float:
@@ -73,7 +81,7 @@ class BackgroundWriter:
 
         A disk that does not take the mark leaves that of the best before.
         """
-        self._join()
+        self.wait()
         self.check()
         if self._newest == step:
             with self._doing_without(f"step {step} is not marked as the best"):
@@ -88,12 +96,13 @@ class BackgroundWriter:
 
     def finish(self) -> None:
         """Return once nothing is being written; raise unless the last one is on the disk."""
-        self._join()
+        self.wait()
         self.check()
         if self._failures:
             raise self._failures[-1]
 
-    def _join(self) -> None:
+    def wait(self) -> None:
+        """Return once nothing is being written, whatever has become of it."""
         if self._thread:
             self._thread.join()
             self._thread = None

@@ -7,6 +7,9 @@ of all images and multiply for themselves: the same gradient up to rounding, fro
 some more work (sufficient factors: Xie et al. 2015, arXiv:1512.06216; by layer, where it pays:
 Zhang et al. 2017, arXiv:1706.03292).
 
+A single rank has nothing to send, and yet something to win: the products of all micro-batches are
+made at once instead of added up, and whether they are finite is seen in their factors.
+
 Replicas stay equal in every bit where all ranks multiply alike, which processors of one kind do.
 """
 
@@ -115,10 +118,10 @@ def layers_to_factor(
         model: whose outputs are logits.
         setting: "dense": none; "factored": all that can be; "auto": those for which it pays.
         global_batch: images of a step, over all ranks.
-        ranks: that share them; one has nothing to exchange.
+        ranks: that share them.
         device: "CPU" or "GPU".
     """
-    if setting == "dense" or ranks == 1:
+    if setting == "dense":
         return []
     return [
         layer
@@ -149,9 +152,14 @@ def _processor() -> str:
 def pays(inputs: int, outputs: int, global_batch: int, ranks: int, device: str) -> bool:
     """Tell whether the bytes that a rank need not send are worth the operations that it makes more.
 
-    Sums go around a ring in 2 (N - 1) / N parts of the kernel, factors in (N - 1) / N parts of
-    those of all images; the other ranks' images are multiplied once more.
+    A single rank makes no more and sends nothing. On a CPU it goes by what is smaller, on a GPU it
+    keeps to sums, whose products are in its layers' precision.
+
+    Of more ranks, sums go around a ring in 2 (N - 1) / N parts of the kernel, and factors of all
+    images in (N - 1) / N parts; the other ranks' images are multiplied once more.
     """
+    if ranks == 1:
+        return device == "CPU" and global_batch * (inputs + outputs) < inputs * outputs
     share = (ranks - 1) / ranks
     summed = 2 * share * inputs * outputs * FLOAT
     gathered = share * global_batch * (inputs + outputs) * FLOAT

@@ -16,6 +16,7 @@ from alexnet.checkpoint import state_sha256
 from alexnet.errors import AlexnetError, BadNumbersError
 from alexnet.evaluation import Evaluation, Evaluator, Scored
 from alexnet.exchange import Exchange, of_all_ranks
+from alexnet.host_copy import HostCopy
 from alexnet.trainer import Hook, Phases, StepEvent
 
 IMAGES = 8  # shown
@@ -124,7 +125,7 @@ class SaveCheckpoints(Hook):
         restored_step: int | None,
     ) -> None:
         """Save every `every` steps (0: only at the end); the one restored from is there already."""
-        self._variables = variables
+        self._copy = HostCopy(variables, is_kept=not writer.waits)
         self._facts = facts
         self._writer = writer
         self._every = every
@@ -136,12 +137,14 @@ class SaveCheckpoints(Hook):
 
     def on_state(self, step: int) -> None:  # noqa: D102
         with self._phases("checkpoint"):
-            state = {name: variable.numpy() for name, variable in self._variables.items()}
-            self._writer.submit(step, state, self._facts)
+            self._writer.wait()  # for what is in the copy's memory
+            self._writer.submit(step, self._copy.take(), self._facts)
         self._saved = step
 
     def on_step(self, event: StepEvent) -> None:  # noqa: D102
         self._writer.check()
+        if self._every:
+            self._copy.prepare()
 
     def on_evaluation(self, step: int, evaluation: Evaluation) -> None:  # noqa: D102
         if evaluation["top1"] <= self._writer.best_top1:

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import keras
 import tensorflow as tf
 
+from alexnet.dense import read_kernels_by_rows
 from alexnet.exact import Float32, Sums
 from alexnet.exchange import Exchange
 from alexnet.factored import FactoredLayers
@@ -65,6 +66,7 @@ class TrainStep:
         layers are exchanged as factors; their gradients are never summed, so not by `sums` either.
         """
         self.model = model
+        read_kernels_by_rows(model)
         self._factored = FactoredLayers(model, factored)
         self._optimizer = optimizer
         self._exchange = exchange
@@ -138,6 +140,8 @@ class TrainStep:
             computed = _now()
         if self._factored.width:
             factors = self._exchange.gather(factors)
+        with tf.control_dependencies([computed]):  # products are made while sums are under way
+            factors = tf.identity(factors)
         *backward, packed = self._exchange.sum([*backward, _pack(small)])
         with tf.control_dependencies([factors, *backward, packed]):
             exchanged = _now()

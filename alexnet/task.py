@@ -235,16 +235,16 @@ def _leaves(tree: Any, name: str = "") -> Iterator[tuple[str, Any]]:
 def _factored(
     model: keras.Model, config: RunConfig, exchange: Exchange
 ) -> list[keras.layers.Dense]:
-    """Return the layers that are exchanged as factors, and say so."""
+    """Return the layers whose gradients are made of factors, and say so."""
     setting = "dense" if config.train.exact_sums else config.exchange.dense_layers
     if setting == "auto" and not multiply_alike(exchange):
-        log.info("exchange: sums, since ranks have different processors")
+        log.info("gradients: sums, since ranks have different processors")
         return []
     device = "GPU" if tf.config.list_physical_devices("GPU") else "CPU"
     ranks = exchange.world_size
     layers = layers_to_factor(model, setting, config.train.global_batch, ranks, device)
     names = ", ".join(layer.name for layer in layers)
-    log.info("exchange: %s", f"factors of {names}, sums of the rest" if layers else "sums")
+    log.info("gradients: %s", f"{names} from factors, sums of the rest" if layers else "sums")
     return layers
 
 

@@ -68,7 +68,7 @@ class Scenario:
     node_bandwidth: float = math.inf  # between a node's workers
     allreduce: Literal["ring", "hierarchical"] = "ring"
     dense_layers: Literal["auto", "dense", "factored"] = "auto"  # auto: the quicker one
-    group_size: int = 8 << 20  # gradients travel together up to this; cluster.collectives
+    group_size: int = 3 << 20  # gradients travel together up to this; cluster.collectives
 
     reader: float = math.inf  # images a second that a worker's loader makes
     checkpoint_every: int = 200  # steps
@@ -233,9 +233,9 @@ def _predict(s: Scenario, workers: int, factored: bool) -> Prediction:
         exchanged = max(exchanged, group.ready) + cost.seconds
         sent += cost.sent
     waited = max(0.0, exchanged - s.computing)
-    if factored:  # a worker makes gradients of the others' factors as well
-        weights = sum(layer.forward for layer in s.layers if layer.factors)
-        waited += (workers - 1) * s.seconds(weights)
+    if factored:  # all workers' are multiplied at the end, while the last sums are under way
+        own = s.seconds(sum(layer.forward for layer in s.layers if layer.factors))
+        waited = max(waited - own, (workers - 1) * own)
 
     input_ = max(0.0, s.batch / s.reader - s.step_time - waited)
     interval = s.checkpoint_every * (s.step_time + waited + input_)

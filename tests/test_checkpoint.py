@@ -505,7 +505,7 @@ def test_an_error_of_the_writer_is_raised_once_where_it_is_next_called(
     desk = take_over(tmp_path, "test")
     writer = BackgroundWriter(desk, 5, lambda step: None)
     writer.submit(1, finite(), {"not": {"JSON"}})
-    writer._join()
+    writer.wait()
     with pytest.raises(TypeError, match="JSON"):
         writer.submit(2, finite(), FACTS) if ask == "submit" else getattr(writer, ask)()
     writer.submit(3, finite(), FACTS)

@@ -138,6 +138,9 @@ def test_dense_layers_of_alexnet_travel_as_a_tenth(name: str) -> None:
         (9216, 4096, 512, 16, "GPU", True),
         (9216, 4096, 8192, 128, "GPU", False),  # more bytes than the kernel has
         (4096, 10, 64, 2, "CPU", False),  # few classes
+        (9216, 4096, 2048, 1, "CPU", True),
+        (9216, 4096, 4096, 1, "CPU", False),  # larger than the kernel
+        (9216, 4096, 64, 1, "GPU", False),
     ],
 )
 def test_what_pays(
@@ -152,8 +155,8 @@ def test_a_setting_decides() -> None:
     def names(setting: str, ranks: int) -> list[str]:
         return [layer.name for layer in layers_to_factor(network, setting, 64, ranks, "CPU")]
 
-    assert names("factored", 2) == ["fc1", "fc2", "logits"]
-    assert names("auto", 2) == names("dense", 2) == names("factored", 1) == []
+    assert names("factored", 2) == names("factored", 1) == ["fc1", "fc2", "logits"]
+    assert names("auto", 2) == names("dense", 2) == names("dense", 1) == []
 
 
 def test_factors_are_no_exact_sums() -> None:

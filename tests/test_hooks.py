@@ -1,4 +1,5 @@
 import json
+import time
 from collections.abc import Collection
 from itertools import pairwise
 from pathlib import Path
@@ -199,6 +200,32 @@ def test_a_checkpoint_is_of_the_moment_though_training_goes_on(tmp_path: Path) -
         assert (state["x"][0, 0], state["v"][0, 0]) == (x, v)
 
 
+@pytest.mark.parametrize("waits", [False, True])
+def test_a_checkpoint_that_is_still_being_written_is_not_overwritten(
+    tmp_path: Path, waits: bool
+) -> None:
+    """The next one is copied into the same memory, unless memory is to be saved."""
+    variable = tf.Variable([1.0, 2.0])
+
+    class Slow(BackgroundWriter):
+        def _write(self, step: int, state: Any, facts: Any) -> None:
+            time.sleep(0.5)
+            super()._write(step, state, facts)
+
+    desk = FolderArchive(tmp_path).take_over("test")
+    hook = SaveCheckpoints(
+        {"x": variable}, {}, Slow(desk, 9, lambda step: None, waits=waits), 1, Phases(), None
+    )
+    for step in (1, 2):
+        variable.assign([step, step])
+        hook.on_step(event(step))
+        hook.on_state(step)
+    hook.on_end(2, False)
+    for step in (1, 2):
+        state = read(tmp_path / f"step-{step:08d}").state
+        np.testing.assert_array_equal(state["x"], [step, step])
+
+
 class Saving:
     """A hook that saves every step, three failures in a row being too many."""
 
@@ -216,7 +243,7 @@ class Saving:
 
     def save(self, step: int) -> None:
         self.hook.on_state(step)
-        self.writer._join()
+        self.writer.wait()
 
 
 def test_training_goes_on_while_a_disk_is_full_now_and_then(tmp_path: Path) -> None:

@@ -223,7 +223,7 @@ def test_the_log_says_what_was_chosen_for_this_device(submitted: Submitted) -> N
     said = (submitted[0].run / "logs" / "rank-0.log").read_text()
     chosen = "float32 on the CPU (threads: 1), deterministic kernels, channels last, no XLA"
     assert f"computing in {chosen}" in said
-    assert "exchange: factors of fc6, fc7, sums of the rest" in said
+    assert "gradients: fc6, fc7 from factors, sums of the rest" in said
 
 
 def test_a_second_job_on_a_run_is_refused(submitted: Submitted) -> None:

@@ -124,9 +124,11 @@ TOY = {
         ({"micro_batches": 2}, 2, 10.5 + 12.0),  # half of the backward pass is the last one's
         ({"step_time": 18.0, "update_time": 6.0}, 2, 9 + 12 + 6.0),
         ({"latency": 1.0}, 2, 9 + 12 + 2 * 2.0),
-        # Factors: 2 messages of 2 MB from 9 s on, 2 x 2/3 of 4 MB, 2 x 2 s to multiply.
-        ({"dense_layers": "factored"}, 3, 9 + 4 + 16 / 3 + 4),
-        ({"dense_layers": "auto"}, 3, 9 + 4 + 16 / 3 + 4),
+        # The last layer's 2 s of multiplying go to the end. Factors: 2 messages of 2 MB from 7 s
+        # on, then 2 x 2/3 of 4 MB; from 10 s on, and beside the sums, 3 x 2 s to multiply.
+        ({"dense_layers": "factored"}, 3, 7 + 4 + 16 / 3),
+        ({"dense_layers": "factored", "bandwidth": 4.0 * MB}, 3, 10 + 3 * 2.0),
+        ({"dense_layers": "auto"}, 3, 7 + 4 + 16 / 3),
         ({"dense_layers": "auto", "bandwidth": 100.0 * MB}, 3, 12 + 0.04 * 4 / 3),
         ({"node_workers": 2, "node_bandwidth": 4.0 * MB}, 2, 12 + 1.0),
         ({"node_workers": 2, "node_bandwidth": 4.0 * MB}, 4, 9 + 18.0),  # as fast as between nodes
