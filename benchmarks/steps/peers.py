@@ -74,6 +74,7 @@ def run(peer: Peer, steps: int, *more: str, hosts: Sequence[Host] = ()) -> Measu
     Raises:
         Missed: a rank has failed.
     """
+    os.sync()  # what the one before has written
     places = hosts or [HERE] * peer.ranks
     slots = assign_ranks(Counter(place.address for place in places))
     meeting = RUNNER.address if hosts else HERE.address
