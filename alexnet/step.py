@@ -14,10 +14,10 @@ from typing import NamedTuple
 import keras
 import tensorflow as tf
 
-from alexnet.dense import read_kernels_by_rows
 from alexnet.exact import Float32, Sums
 from alexnet.exchange import Exchange
 from alexnet.factored import FactoredLayers
+from alexnet.kernels import use_quick_kernels
 from alexnet.loss_scale import LossScale
 from alexnet.optimizer import Momentum
 from alexnet.weight_average import WeightAverage
@@ -66,7 +66,7 @@ class TrainStep:
         layers are exchanged as factors; their gradients are never summed, so not by `sums` either.
         """
         self.model = model
-        read_kernels_by_rows(model)
+        use_quick_kernels(model)
         self._factored = FactoredLayers(model, factored)
         self._optimizer = optimizer
         self._exchange = exchange
