@@ -1,4 +1,6 @@
 import json
+import os
+import threading
 import time
 from collections.abc import Collection
 from itertools import pairwise
@@ -226,6 +228,19 @@ def test_a_checkpoint_that_is_still_being_written_is_not_overwritten(
         np.testing.assert_array_equal(state["x"], [step, step])
 
 
+def test_checkpoints_are_written_by_a_thread_that_steps_go_before(tmp_path: Path) -> None:
+    found: list[int] = []
+
+    def written(step: int) -> None:
+        found.append(os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
+
+    writer = BackgroundWriter(FolderArchive(tmp_path).take_over("test"), 9, written)
+    before = os.getpriority(os.PRIO_PROCESS, 0)
+    drive(SaveCheckpoints({"x": tf.Variable([1.0])}, {}, writer, 1, Phases(), None), [1])
+    assert found == [19]
+    assert os.getpriority(os.PRIO_PROCESS, 0) == before < 19
+
+
 class Saving:
     """A hook that saves every step, three failures in a row being too many."""
 
@@ -339,12 +354,13 @@ def test_a_best_that_the_disk_did_not_take_is_not_marked(tmp_path: Path) -> None
     assert FolderArchive(tmp_path).best() == Best(step=2, top1=0.1)
 
 
-def test_no_checkpoint_of_numbers_that_are_not_finite(tmp_path: Path) -> None:
+@pytest.mark.parametrize("bad", [np.inf, -np.inf, np.nan])
+def test_no_checkpoint_of_numbers_that_are_not_finite(tmp_path: Path, bad: float) -> None:
     writer = BackgroundWriter(FolderArchive(tmp_path).take_over("test"), 9, lambda step: None)
     variables = {"x": tf.Variable([1.0, 2.0])}
     hook = SaveCheckpoints(variables, {}, writer, 1, Phases(), None)
     drive(hook, [1])
-    variables["x"].assign([1.0, np.inf])
+    variables["x"].assign([1.0, bad])
     with pytest.raises(BadNumbersError, match="step 2: x is not finite"):
         drive(hook, [2])
     assert checkpoints(tmp_path) == ["step-00000001"]

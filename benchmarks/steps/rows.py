@@ -340,6 +340,7 @@ def _smoke() -> Row:
         fit = "", "--xla"
         return {
             "ours": Peer(program="ours", batch=half, arguments=preset),
+            "apart": Peer(program="ours", batch=half, arguments=(*preset, "--apart")),
             "one": Peer(program="ours", batch=2 * half, ranks=1, arguments=one),
             "fit": Peer(program="keras_fit", batch=2 * half, ranks=1, variants=fit),
         }
@@ -350,6 +351,7 @@ def _smoke() -> Row:
         peers,
         [
             Ratio(name="smoke preset / Keras fit", above="ours", below="fit", goal=1.0),
+            Ratio(name="smoke preset, two apart / Keras fit", above="apart", below="fit"),
             Ratio(name="smoke preset on one rank / Keras fit", above="one", below="fit"),
         ],
         20,

@@ -112,7 +112,8 @@ def main() -> None:
         return clock.moments[-2] - clock.moments[0]
 
     steps = given.steps + 2  # the first and the last one are not timed
-    turn(steps // 2, [])  # builds the graph; saves, one in so many steps, come in mid-turn then
+    # Builds the graph, has memory for copies; saves, one in so many steps, come in mid-turn then.
+    turn(steps // 2, [] if watches else added)
     turns = []
     for number in range(given.turns):
         if (number + given.round) % 2:
