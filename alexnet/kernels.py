@@ -1,10 +1,10 @@
 """Keras' layers as training computes them: the same functions of the same variables, but quicker.
 
 Keras puts a layer together from operations that every backend has. TensorFlow has better ones for
-three that AlexNet is made of; what each is worth is in docs/performance.md.
+three that AlexNet is made of; what each is worth is in docs/performance.md. Inputs and settings
+that they do not have are computed as Keras would.
 """
 
-from collections.abc import Callable
 from functools import partial
 
 import keras
@@ -12,26 +12,15 @@ import tensorflow as tf
 
 
 def use_quick_kernels(model: keras.Model) -> None:
-    """Have the layers of `model` that can be computed so be computed so.
-
-    What is saved of them, or made of their settings, is as before.
-    """
+    """Have the layers of `model` be computed so; what is saved of them is as before."""
+    quick = {
+        keras.layers.Normalization: _normalize,
+        keras.layers.BatchNormalization: _batchnorm,
+        keras.layers.Dense: _dense,
+    }
     for layer in model.layers:
-        if quick := _quick(layer):
-            layer.call = partial(quick, layer)
-
-
-def _quick(layer: keras.layers.Layer) -> Callable[..., tf.Tensor] | None:
-    kind = type(layer)
-    if kind is keras.layers.Dense and len(layer.input.shape) == 2:
-        return _dense
-    if kind not in (keras.layers.BatchNormalization, keras.layers.Normalization):
-        return None
-    shape = layer.input.shape
-    is_image = len(shape) == 4 and None not in shape[1:] and layer.axis in (-1, 3, (-1,), (3,))
-    if kind is keras.layers.Normalization:
-        return _normalize if is_image and not layer.invert else None
-    return _batchnorm if is_image and layer.scale and layer.center and not layer.renorm else None
+        if call := quick.get(type(layer)):
+            layer.call = partial(call, layer)
 
 
 def _normalize(layer: keras.layers.Normalization, inputs: tf.Tensor) -> tf.Tensor:
@@ -39,7 +28,9 @@ def _normalize(layer: keras.layers.Normalization, inputs: tf.Tensor) -> tf.Tenso
 
     The same bits as Keras', from the same operations.
     """
-    _, height, width, channels = layer.input.shape
+    if layer.invert or not _are_images(inputs, layer.axis) or None in inputs.shape[1:]:
+        return type(layer).call(layer, inputs)
+    _, height, width, channels = inputs.shape
     mean, variance = (tf.reshape(x, [channels]) for x in (layer.mean, layer.variance))
     deviation = tf.maximum(tf.sqrt(variance), keras.backend.epsilon())
     rows = tf.reshape(tf.cast(inputs, layer.compute_dtype), [-1, height, width * channels])
@@ -55,7 +46,13 @@ def _batchnorm(
 ) -> tf.Tensor:
     """One kernel each way, which goes over the activations a few times; Keras' dozens of operations
     go over them one after the other."""
-    if not (training and layer.trainable) or mask is not None:
+    has_kernel = (
+        _are_images(inputs, layer.axis)
+        and (layer.scale and layer.center and not layer.renorm)
+        and layer.variable_dtype == "float32"
+        and mask is None
+    )
+    if not (has_kernel and training and layer.trainable):
         return type(layer).call(layer, inputs, training=training, mask=mask)
     none = tf.zeros([0])
     found = tf.raw_ops.FusedBatchNormV3(
@@ -75,8 +72,15 @@ def _batchnorm(
     return found.y
 
 
+def _are_images(inputs: tf.Tensor, channels: int | tuple[int, ...]) -> bool:
+    """Whether they are [n, height, width, channels], and `channels` is the last of these axes."""
+    return len(inputs.shape) == 4 and channels in (-1, 3, (-1,), (3,))
+
+
 def _dense(layer: keras.layers.Dense, inputs: tf.Tensor, training: bool | None = None) -> tf.Tensor:
     """What comes back to the inputs is made from rows of the kernel: see `_product`."""
+    if len(inputs.shape) != 2:
+        return type(layer).call(layer, inputs, training=training)
     outputs = _product(inputs, tf.convert_to_tensor(layer.kernel))
     if layer.use_bias:
         outputs = tf.nn.bias_add(outputs, tf.convert_to_tensor(layer.bias))

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 import horovod.tensorflow as hvd
 import tensorflow as tf
 
-GROUP_BYTES = 3 << 20  # each large convolution goes by itself
+from cluster.scaling import GROUP_BYTES
 
 
 class HorovodExchange:

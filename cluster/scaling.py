@@ -22,6 +22,7 @@ from alexnet.memory import CONVOLUTIONS, FLOAT, HIDDEN, convolutions, dense_laye
 IMAGES, EPOCHS = 1_281_167, 100  # ImageNet's training images, and how often they are seen
 NEVER = math.inf
 GBIT = 1e9 / 8  # bytes
+GROUP_BYTES = 3 << 20  # gradients travel together up to this: each large convolution by itself
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +69,7 @@ class Scenario:
     node_bandwidth: float = math.inf  # between a node's workers
     allreduce: Literal["ring", "hierarchical"] = "ring"
     dense_layers: Literal["auto", "dense", "factored"] = "auto"  # auto: the quicker one
-    group_size: int = 3 << 20  # gradients travel together up to this; cluster.collectives
+    group_size: int = GROUP_BYTES
 
     reader: float = math.inf  # images a second that a worker's loader makes
     checkpoint_every: int = 200  # steps

@@ -1,6 +1,7 @@
 """Gradients made of factors are those that are summed, from fewer bytes."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import keras
@@ -85,6 +86,35 @@ def test_ranks_that_gather_factors_take_the_step_of_one(
     alone = train_step([])
     alone(images[0], labels[0], 0, 0.05, False)
     assert_close(state_of(alone), state_of(ranks[-1]), 1e-5)
+
+
+class Marked(Alone):
+    """An exchange whose sums can be told in a graph."""
+
+    def sum(self, tensors: Sequence[tf.Tensor], name: str = "step") -> list[tf.Tensor]:
+        return [tf.identity(tensor, name="summed") for tensor in tensors]
+
+
+def test_products_are_made_behind_the_backward_pass_and_beside_the_sums() -> None:
+    step = train_step(["fc1"], exchange=Marked())
+    images, labels = batches(V)
+    scalars = (tf.constant(0), tf.constant(0.05), tf.constant(0.0))
+    graph = step._graph.get_concrete_function(images[0], labels[0], *scalars).graph
+    kernel = tuple(step.model.get_layer("fc1").kernel.shape)
+    *_, product = [  # the last one: the way back leaves one that nobody asks for
+        operation
+        for operation in graph.get_operations()
+        if operation.type == "MatMul" and tuple(operation.outputs[0].shape) == kernel
+    ]
+    names: set[str] = set()
+    left = [product]
+    while left:
+        operation = left.pop()
+        if operation.name not in names:
+            names.add(operation.name)
+            left += [tensor.op for tensor in operation.inputs] + list(operation.control_inputs)
+    assert any("PyFunc" in name for name in names)  # the clock, after all that is computed
+    assert not any("summed" in name for name in names)
 
 
 def test_what_is_not_finite_is_noticed_in_a_product_too() -> None:

@@ -90,18 +90,33 @@ def test_no_kernel_is_read_in_columns() -> None:
         (keras.layers.BatchNormalization(scale=False), (4, 4, 8)),
         (keras.layers.BatchNormalization(center=False), (4, 4, 8)),
         (keras.layers.BatchNormalization(renorm=True), (4, 4, 8)),
-        (keras.layers.Normalization(mean=0.0, variance=1.0, axis=None), (4, 4, 3)),
-        (keras.layers.Normalization(mean=[0.0], variance=[1.0], invert=True), (4, 4, 1)),
-        (keras.layers.Normalization(mean=[0.0], variance=[1.0]), (None, None, 1)),
-        (keras.layers.Conv2D(3, 1), (4, 4, 8)),
+        (keras.layers.BatchNormalization(dtype="float64"), (4, 4, 8)),
+        (keras.layers.BatchNormalization(dtype="float16"), (4, 4, 8)),
+        (keras.layers.Normalization(mean=0.0, variance=4.0, axis=None), (4, 4, 3)),
+        (keras.layers.Normalization(mean=[1.0], variance=[4.0], invert=True), (4, 4, 1)),
+        (keras.layers.Normalization(mean=[1.0], variance=[4.0]), (None, None, 1)),
     ],
 )
-def test_other_layers_stay_as_they_are(
+def test_what_has_no_quick_kernel_is_computed_as_keras_does(
     layer: keras.layers.Layer, shape: tuple[int | None, ...]
 ) -> None:
-    call = layer.call
-    use_quick_kernels(network(layer, shape=shape))
-    assert layer.call == call
+    model = network(layer, shape=shape)
+    images = tf.random.normal([2, *(size or 4 for size in shape)], seed=3)
+    before = trained(model, images)
+    use_quick_kernels(model)
+    for one, other in zip(before, trained(model, images), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_a_layer_may_be_used_on_vectors_and_on_more() -> None:
+    layer = keras.layers.Dense(3)
+    vectors, rows = keras.Input([7]), keras.Input([2, 7])
+    model = keras.Model([vectors, rows], [layer(vectors), layer(rows)])
+    inputs = tf.random.normal([5, 7], seed=3), tf.random.normal([5, 2, 7], seed=4)
+    before = model(inputs)
+    use_quick_kernels(model)
+    for one, other in zip(before, model(inputs), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-6)
 
 
 def test_a_frozen_layer_is_scored_with_what_it_has() -> None:
